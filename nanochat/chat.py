@@ -1,0 +1,141 @@
+"""The only grammar of the special tokens: conversations to ids and mask, prompts, tool calls, text while it streams.
+
+A conversation is {"messages": [{"role", "content"}]}; content is text or a list of parts {"type", "text"} of type
+text, python or python_output. A leading system message is merged into the first user message.
+"""
+
+import codecs
+
+from nanochat.sandbox import calculator
+from nanochat.tokenizer import Tokenizer
+
+PART_MARKS = {
+    "python": ("<|python_start|>", "<|python_end|>"),
+    "python_output": ("<|output_start|>", "<|output_end|>"),
+}
+
+
+class ConversationError(ValueError):
+    """A conversation that is not a conversation."""
+
+
+def check_messages(messages: list[dict]) -> list[dict]:
+    """Merge a leading system message into the first user message; check that roles alternate, user first."""
+    if messages and messages[0].get("role") == "system":
+        if len(messages) < 2 or messages[1].get("role") != "user":
+            raise ConversationError("a system message must be followed by a user message")
+        system, user = messages[0]["content"], messages[1]["content"]
+        messages = [{"role": "user", "content": f"{system}\n\n{user}"}, *messages[2:]]
+    for i, message in enumerate(messages):
+        expected = ("user", "assistant")[i % 2]
+        if message.get("role") != expected:
+            raise ConversationError(f"message {i + 1} has role {message.get('role')!r}; expected {expected!r}")
+        if expected == "user" and not isinstance(message["content"], str):
+            raise ConversationError(f"message {i + 1}: what a user says is a string")
+    return messages
+
+
+def render(tokenizer: Tokenizer, conversation: dict, max_tokens: int | None = None) -> tuple[list[int], list[int]]:
+    """ids and mask of a whole conversation. Mask 1: what the assistant says and its end mark, tool calls with theirs;
+    0: everything else, tool outputs included."""
+    ids, mask = [tokenizer.bos], [0]
+
+    def add(tokens, learned):
+        ids.extend(tokens)
+        mask.extend([learned] * len(tokens))
+
+    special = tokenizer.special
+    for message in check_messages(conversation["messages"]):
+        content = message["content"]
+        if message["role"] == "user":
+            add([special["<|user_start|>"], *tokenizer.encode(content), special["<|user_end|>"]], 0)
+            continue
+        add([special["<|assistant_start|>"]], 0)
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            tokens = tokenizer.encode(part["text"])
+            if part["type"] != "text":
+                if part["type"] not in PART_MARKS:
+                    raise ConversationError(f"part of type {part['type']!r}; expected text, python or python_output")
+                first, last = PART_MARKS[part["type"]]
+                tokens = [special[first], *tokens, special[last]]
+            add(tokens, int(part["type"] != "python_output"))
+        add([special["<|assistant_end|>"]], 1)
+    return ids[:max_tokens], mask[:max_tokens]
+
+
+def prompt(tokenizer: Tokenizer, conversation: dict) -> list[int]:
+    """ids up to where the assistant speaks next; a last assistant message is dropped."""
+    messages = conversation["messages"]
+    if messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages or messages[-1]["role"] != "user":
+        raise ConversationError("there is no user message to answer")
+    return render(tokenizer, {"messages": messages})[0] + [tokenizer.special["<|assistant_start|>"]]
+
+
+def fit_prompt(tokenizer: Tokenizer, messages: list[dict], limit: int) -> tuple[list[int], int]:
+    """A prompt of at most `limit` ids: the beginning mark and the newest turns. Returns (ids, messages dropped).
+
+    When the last message alone is too long, its own end is kept.
+    """
+    messages = check_messages(messages)
+    for dropped in range(0, len(messages), 2):  # a turn: what the user said and the answer
+        ids = prompt(tokenizer, {"messages": messages[dropped:]})
+        if len(ids) <= limit or dropped + 2 >= len(messages):
+            break
+    if len(ids) > limit:  # keep bos, user_start, and the newest ids
+        ids = ids[:2] + ids[len(ids) - (limit - 2) :]
+        dropped += 1
+    return ids, dropped
+
+
+class ToolUse:
+    """Watches the tokens of one answer. push(token) returns the ids to force into the row next, mostly none: at
+    <|python_end|> the expression is evaluated, and its output forced between its marks."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.code: list[int] | None = None
+
+    def push(self, token: int) -> list[int]:
+        special = self.tokenizer.special
+        if token == special["<|python_start|>"]:
+            self.code = []
+        elif token == special["<|python_end|>"] and self.code is not None:
+            result = calculator(self.tokenizer.decode(self.code))
+            self.code = None
+            if result is not None:  # an error or a refused expression forces nothing
+                return [special["<|output_start|>"], *self.tokenizer.encode(result), special["<|output_end|>"]]
+        elif self.code is not None:
+            self.code.append(token)
+        return []
+
+
+class TextStream:
+    """Tokens in, text out: never half a character, never a special token, nothing of a tool call or its output."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.names = {token: name for name, token in tokenizer.special.items()}
+        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self.inside_tool = False
+
+    def push(self, token: int) -> str:
+        name = self.names.get(token)
+        if name is not None:
+            if name in ("<|python_start|>", "<|output_start|>"):
+                self.inside_tool = True
+            elif name in ("<|python_end|>", "<|output_end|>"):
+                self.inside_tool = False
+            return ""
+        return "" if self.inside_tool else self.decoder.decode(self.tokenizer.decode_bytes([token]))
+
+    def flush(self) -> str:
+        """What was held back of a character that never ended."""
+        return self.decoder.decode(b"", final=True)
+
+
+def visible_text(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    """What a person sees of an answer."""
+    stream = TextStream(tokenizer)
+    return "".join([*(stream.push(token) for token in tokens), stream.flush()])

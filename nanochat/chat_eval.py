@@ -1,0 +1,155 @@
+"""Examinations of a chat model: multiple choice read off the logits, everything else by what it writes; ChatCORE.
+
+Shapes: B problems of a batch, T tokens, C width, V vocabulary.
+"""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from tqdm import tqdm
+
+from nanochat import chat
+from nanochat.engine import Engine, Request
+
+CHATCORE_TASKS = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
+
+
+def evaluate_task(
+    task,
+    model,
+    tokenizer,
+    runtime,
+    batch_size: int = 8,
+    max_new_tokens: int = 512,
+    temperature: float = 0.0,
+    top_k: int = 50,
+    num_samples: int = 1,
+    max_problems: int | None = None,
+) -> tuple[dict, list[dict]]:
+    """Examine the model on the first `max_problems` of a task (all by default); the ranks share the problems.
+
+    With several samples a problem counts as solved when one of them is right (pass@n); multiple choice takes one.
+    Returns, on every rank, {accuracy, problems, baseline, seconds} and a record of each problem in order:
+    {index, prompt, expected, answers, correct}.
+    """
+    count = len(task) if max_problems is None else min(len(task), max_problems)
+    if count < 1:
+        raise ValueError(f"{task.name}: expected at least one problem, got {count} (of {len(task)} there are)")
+    if num_samples < 1:
+        raise ValueError(f"{task.name}: expected at least one sample a problem, got {num_samples}")
+    started = time.time()
+    problems = {i: task[i] for i in range(runtime.rank, count, runtime.world_size)}
+    if task.kind == "categorical":
+        answered = choose_letters(problems, model, tokenizer, runtime.device, batch_size)
+    else:
+        sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
+        answered = write_answers(problems, model, tokenizer, batch_size, num_samples, sampling)
+
+    records, correct = [], 0
+    with tqdm(total=len(problems), desc=task.name, unit="problem", disable=not runtime.is_main, leave=False) as bar:
+        for index, answers in answered:
+            records.append(judge(task, index, problems[index], answers))
+            correct += records[-1]["correct"]
+            bar.set_postfix(accuracy=f"{correct / len(records):.3f}", refresh=False)
+            bar.update()
+    records = sorted((record for part in runtime.gather(records) for record in part), key=lambda r: r["index"])
+    summary = {
+        "accuracy": sum(record["correct"] for record in records) / len(records),
+        "problems": len(records),
+        "baseline": task.baseline,
+        "seconds": round(time.time() - started, 3),
+    }
+    return summary, records
+
+
+def judge(task, index: int, conversation: dict, answers: list[str]) -> dict:
+    """The record of one problem: right when any of the answers is."""
+    *before, reference = conversation["messages"]
+    return {
+        "index": index,
+        "prompt": "\n\n".join(readable(message["content"]) for message in before),
+        "expected": readable(reference["content"]),
+        "answers": answers,
+        "correct": any(task.evaluate(conversation, answer) for answer in answers),
+    }
+
+
+def chatcore(results: dict[str, dict]) -> float:
+    """The mean over tasks of accuracy above guessing: 0 is chance, 1 is perfect."""
+    centered = [(task["accuracy"] - task["baseline"]) / (1 - task["baseline"]) for task in results.values()]
+    return sum(centered) / len(centered)
+
+
+def readable(content) -> str:
+    """A message's content for a person: its parts in a row, tool calls in their place."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+# --- multiple choice
+
+
+@torch.no_grad()  # not inference_mode: tables that the model grows here must still serve training
+def choose_letters(
+    problems: dict[int, dict], model, tokenizer, device: torch.device, batch_size: int
+) -> Iterator[tuple[int, list[str]]]:
+    """(index, [letter]) of each problem: the likeliest of its letters as the first token of the answer.
+
+    Prompts of like length go through the model together, and the head is computed at their last tokens only.
+    """
+    prompts = {i: chat.prompt(tokenizer, conversation) for i, conversation in problems.items()}
+    order = sorted(prompts, key=lambda i: -len(prompts[i]))
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        lengths = torch.tensor([len(prompts[i]) for i in batch])
+        idx = torch.full((len(batch), int(lengths.max())), tokenizer.bos)  # (B, T), padded on the right
+        for row, i in enumerate(batch):
+            idx[row, : len(prompts[i])] = torch.tensor(prompts[i])
+        x = model.hidden(idx.to(device))  # (B, T, C)
+        last = x[torch.arange(len(batch), device=device), (lengths - 1).to(device)]  # (B, C)
+        logits = model.logits(last).cpu()  # (B, V)
+        for row, i in enumerate(batch):
+            letters = problems[i]["letters"]
+            tokens = [letter_token(tokenizer, letter) for letter in letters]
+            yield i, [letters[int(logits[row, tokens].argmax())]]
+
+
+def letter_token(tokenizer, letter: str) -> int:
+    ids = tokenizer.encode(letter)
+    if len(ids) != 1:
+        raise ValueError(
+            f"the answer {letter!r} is {len(ids)} tokens of this tokenizer; multiple choice needs one. "
+            f"Train a tokenizer on text that has it: python -m scripts.tok_train"
+        )
+    return ids[0]
+
+
+# --- free answers
+
+
+def write_answers(
+    problems: dict[int, dict], model, tokenizer, batch_size: int, num_samples: int, sampling: dict
+) -> Iterator[tuple[int, list[str]]]:
+    """(index, answers) of each problem as it is done; `batch_size` answers are in progress at a time.
+
+    Every prompt is read whole and every answer may take all of its tokens, beyond the length of the training rows too.
+    """
+    prompts = {i: chat.prompt(tokenizer, conversation) for i, conversation in problems.items()}
+    longest = max(map(len, prompts.values()), default=0)
+    engine = Engine(model, tokenizer, max_rows=batch_size, max_length=longest + sampling["max_tokens"])
+    index_of, tokens_of = {}, {}  # by request id
+    for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # neighbours of like length: little padding
+        for sample in range(num_samples):  # noise is drawn from the seed, so it names the problem and the sample
+            id = engine.submit(Request(prompts[index], seed=index * num_samples + sample, **sampling))
+            index_of[id], tokens_of[id] = index, []
+    texts = {index: {} for index in prompts}  # of each problem, by request id
+    while engine.busy:
+        for event in engine.step():
+            if event.token is not None:
+                tokens_of[event.id].append(event.token)
+            if event.finish:
+                index = index_of[event.id]
+                texts[index][event.id] = chat.visible_text(tokenizer, tokens_of.pop(event.id))
+                if len(texts[index]) == num_samples:
+                    done = texts.pop(index)
+                    yield index, [done[id] for id in sorted(done)]

@@ -1,0 +1,173 @@
+"""Checkpoints: one folder a step, in safetensors and JSON, complete or not there at all.
+
+    <base>/base_checkpoints/<tag>/step_000450/
+        model.safetensors
+        optim_00000.safetensors ...   one a rank that wrote it; keys are name:state:first row:rows of the whole
+        meta.json                     config, flags, metrics, position in the data
+
+Everything is written into a hidden folder, flushed, and renamed. Optimizer state is read back by slices, so that a run
+can go on with another number of ranks.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from nanochat import paths
+from nanochat.gpt import GPT, GPTConfig, build_model
+from nanochat.optim import MuonAdamW
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer, TokenizerError
+
+FORMAT_VERSION = 1
+MAKERS = {"base": "scripts.base_train", "sft": "scripts.chat_sft", "rl": "scripts.chat_rl"}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, unreadable, or does not fit."""
+
+
+def save_checkpoint(folder: Path, step: int, model: GPT, optimizer: MuonAdamW | None, meta: dict, runtime: Runtime):
+    """Write step `step` under `folder` (checkpoint_dir(stage, tag)). All ranks call it; meta is rank 0's."""
+    final = folder / f"step_{step:06d}"
+    partial = folder / f".step_{step:06d}.partial"
+    if runtime.is_main:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    runtime.barrier()
+    if optimizer is not None:
+        tensors = {
+            f"{name}:{key}:{first}:{whole}": tensor.contiguous()
+            for name, states in optimizer.state_shares().items()
+            for key, (tensor, first, whole) in states.items()
+        }
+        save_file(tensors, partial / f"optim_{runtime.rank:05d}.safetensors")
+    runtime.barrier()
+    if runtime.is_main:
+        save_file(
+            {name: p.detach().contiguous() for name, p in model.named_parameters()}, partial / "model.safetensors"
+        )
+        meta = {"format_version": FORMAT_VERSION, "step": step, **meta}
+        if optimizer is not None:
+            meta["optimizer_steps"] = optimizer.steps
+        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
+        for file in partial.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    runtime.barrier()
+
+
+def list_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints in a folder, ascending."""
+    found = (re.fullmatch(r"step_(\d+)", path.name) for path in folder.glob("step_*") if (path / "meta.json").exists())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def find(source: str, tag: str | None = None, step: int | None = None) -> Path:
+    """The folder of one checkpoint. Without a tag: the largest d<N>, or else the model written last. Without a step:
+    the newest."""
+    root = paths.checkpoint_dir(source)
+    make = f"python -m {MAKERS[source]}"
+    if tag is None:
+        tags = [path for path in root.glob("*") if list_steps(path)]
+        if not tags:
+            raise CheckpointError(f"no {source} model under {root}; make one with: {make}")
+        tag = max(tags, key=lambda path: (_depth(path.name), max(list_steps(path)) and path.stat().st_mtime)).name
+    folder = root / tag
+    steps = list_steps(folder)
+    if not steps:
+        have = ", ".join(sorted(path.name for path in root.glob("*") if list_steps(path))) or "none"
+        raise CheckpointError(
+            f"no {source} model with tag {tag!r}; there are: {have}; make it with: {make} --model-tag {tag}"
+        )
+    if step is None or step == -1:
+        step = steps[-1]
+    if step not in steps:
+        raise CheckpointError(f"{folder} has no step {step}; it has: {', '.join(map(str, steps))}")
+    return folder / f"step_{step:06d}"
+
+
+def _depth(tag: str) -> int:
+    match = re.fullmatch(r"d(\d+)", tag)
+    return int(match[1]) if match else -1
+
+
+def read_meta(folder: Path) -> dict:
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        version = meta["format_version"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder / 'meta.json'} cannot be read ({error}); delete {folder} to use an older step")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(f"{folder} has format {version}, this nanochat reads up to {FORMAT_VERSION}: update it")
+    return meta
+
+
+def load_weights(folder: Path, model: GPT) -> None:
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+    except Exception as error:  # safetensors raises its own kinds for truncated and foreign files
+        raise CheckpointError(f"{path} cannot be read ({error}); delete {folder} to use an older step") from error
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model of its meta.json: {error}") from error
+
+
+def load_optimizer(folder: Path, optimizer: MuonAdamW) -> None:
+    """Fill this rank's state from whatever slices the ranks of the saved run wrote."""
+    files = [safe_open(path, framework="pt") for path in sorted(folder.glob("optim_*.safetensors"))]
+    if not files:
+        raise CheckpointError(f"{folder} holds no optimizer state; it cannot be resumed, only used")
+    slices: dict[tuple[str, str], list] = {}
+    for file in files:
+        for key in file.keys():
+            name, state, first, _ = key.rsplit(":", 3)
+            slices.setdefault((name, state), []).append((int(first), file.get_slice(key)))
+    for name, states in optimizer.state_shares().items():
+        for state, (target, low, _) in states.items():
+            filled = 0
+            for first, part in slices.get((name, state), []):
+                begin, end = max(low, first), min(low + target.size(0), first + part.get_shape()[0])
+                if begin < end:
+                    target[begin - low : end - low] = part[begin - first : end - first].to(target.device)
+                    filled += end - begin
+            if filled != target.size(0):
+                raise CheckpointError(
+                    f"{folder}: optimizer state {state} of {name} has {filled} of {target.size(0)} rows"
+                )
+    optimizer.steps = read_meta(folder)["optimizer_steps"]
+
+
+def load_tokenizer(meta: dict) -> Tokenizer:
+    """The tokenizer that a checkpoint was trained with; an error when the one on disk is another."""
+    name, fingerprint = meta["tokenizer"]["name"], meta["tokenizer"]["fingerprint"]
+    tokenizer = Tokenizer.load(paths.tokenizer_dir(name))
+    if tokenizer.fingerprint != fingerprint:
+        raise TokenizerError(
+            f"the tokenizer {name} was trained anew since model {meta['tag']!r} was: its ids mean other text now. "
+            f"Train the model again (python -m {MAKERS[meta['stage']]} --model-tag {meta['tag']}), "
+            f"or put the old {paths.tokenizer_dir(name) / 'tokenizer.json'} back"
+        )
+    return tokenizer
+
+
+def load_model(
+    source: str, runtime: Runtime, tag: str | None = None, step: int | None = None
+) -> tuple[GPT, Tokenizer, dict]:
+    """A trained model, its tokenizer and the checkpoint's meta. source: base, sft or rl."""
+    folder = find(source, tag, step)
+    meta = read_meta(folder)
+    tokenizer = load_tokenizer(meta)
+    model = build_model(GPTConfig(**meta["model_config"]), runtime, seed=None)
+    load_weights(folder, model)
+    return model, tokenizer, meta

@@ -1,0 +1,372 @@
+"""The model: a transformer with rotary positions, QK norm, sliding windows, value embeddings, smear and backout.
+
+B batch, T time, C model width, H query heads, K key/value heads, D head width, L layers, V vocabulary padded up to a
+multiple of 64. norm is RMS norm without a learned scale; there are no biases. Weights are float32 and are cast to the
+dtype of the activations in each linear layer.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from nanochat.attention import attend, attend_cached, choose_backend
+from nanochat.losses import cross_entropy, softcapped_logits
+from nanochat.runtime import Runtime
+
+SOFTCAP = 15.0
+ROTARY_BASE = 100000.0
+QK_SCALE = 1.2
+SMEAR_CHANNELS = 24  # the first channels decide how much of the previous token is mixed in
+GATE_CHANNELS = 12  # likewise for value embeddings
+VOCAB_MULTIPLE = 64
+
+# The one table of parameter roles, by the beginning of the name: counts, FLOPs and optimizer groups all come from it.
+ROLES = (
+    ("lm_head", "lm_head."),
+    ("wte", "transformer.wte."),
+    ("value_embeds", "value_embeds."),
+    ("resid_lambdas", "resid_lambdas"),
+    ("x0_lambdas", "x0_lambdas"),
+    ("smear_backout", "smear_lambda"),
+    ("smear_backout", "backout_lambda"),
+    ("smear_backout", "smear_gate."),
+    ("transformer_matrices", "transformer.h."),
+)
+SCALAR_ROLES = ("resid_lambdas", "x0_lambdas", "smear_backout")
+
+
+@dataclass
+class GPTConfig:
+    sequence_len: int = 2048
+    vocab_size: int = 32768
+    n_layer: int = 12
+    n_head: int = 6
+    n_kv_head: int = 6
+    n_embd: int = 768
+    window_pattern: str = "SSSL"
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head or self.n_head % self.n_kv_head:
+            raise ValueError(
+                f"width {self.n_embd} must divide by {self.n_head} heads, and these by {self.n_kv_head} key/value heads"
+            )
+        if self.head_dim % 2 or self.n_embd < SMEAR_CHANNELS:
+            raise ValueError(f"head width {self.head_dim} must be even and width {self.n_embd} >= {SMEAR_CHANNELS}")
+        if not self.window_pattern or set(self.window_pattern.upper()) - set("SL"):
+            raise ValueError(f"window pattern is {self.window_pattern!r}; expected letters S and L, for example SSSL")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return math.ceil(self.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def windows(self) -> list[int]:
+        """The left window of each layer; the last layer always sees everything."""
+        sizes = {"L": self.sequence_len, "S": math.ceil(self.sequence_len / 4 / 128) * 128}
+        pattern = self.window_pattern.upper()
+        letters = [pattern[i % len(pattern)] for i in range(self.n_layer - 1)] + ["L"]
+        return [sizes[letter] for letter in letters]
+
+
+def norm(x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, (x.size(-1),))
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding, halves convention. x: (B, T, heads, D), cos and sin: (B or 1, T, 1, D/2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
+
+
+class Linear(nn.Linear):
+    """A float32 weight, multiplied in the dtype of its input."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
+        self.window = config.windows[layer]
+        self.layer = layer
+        width, kv_width = config.n_embd, config.n_kv_head * config.head_dim
+        self.c_q = Linear(width, width)
+        self.c_k = Linear(width, kv_width)
+        self.c_v = Linear(width, kv_width)
+        self.c_proj = Linear(width, width)
+        if has_value_embedding(layer, config.n_layer):
+            self.ve_gate = Linear(GATE_CHANNELS, config.n_kv_head)
+
+    def forward(self, x, value_embedding, cos, sin, backend, cache):
+        B, T, C = x.shape
+        q = self.c_q(x).view(B, T, self.n_head, self.head_dim)
+        k = self.c_k(x).view(B, T, self.n_kv_head, self.head_dim)
+        v = self.c_v(x).view(B, T, self.n_kv_head, self.head_dim)
+        if value_embedding is not None:  # (B, T, K D), one gate per key/value head
+            gate = 3 * torch.sigmoid(self.ve_gate(x[..., :GATE_CHANNELS]))
+            v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
+        q = norm(rotate(q, cos, sin)) * QK_SCALE
+        k = norm(rotate(k, cos, sin)) * QK_SCALE
+        if cache is None:
+            y = attend(q, k, v, self.window, backend)
+        else:
+            y = attend_cached(q, *cache.extend(self.layer, self.window, k, v))
+        return self.c_proj(y.reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        return self.c_proj(F.relu(self.c_fc(x)).square())
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.attn = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x, value_embedding, cos, sin, backend, cache):
+        x = x + self.attn(norm(x), value_embedding, cos, sin, backend, cache)
+        return x + self.mlp(norm(x))
+
+
+def has_value_embedding(layer: int, n_layer: int) -> bool:
+    """Every other layer, the last always among them."""
+    return layer % 2 == (n_layer - 1) % 2
+
+
+class GPT(nn.Module):
+    """model(idx) -> logits (B, T, vocab_size) float32; model(idx, targets) -> loss.
+
+    dtype is that of the activations; attention_backend a name of attention.BACKENDS. Call init_weights() before use.
+    """
+
+    def __init__(self, config: GPTConfig, dtype: torch.dtype = torch.float32, attention_backend: str = "sdpa"):
+        super().__init__()
+        self.config, self.dtype, self.attention_backend = config, dtype, attention_backend
+        vocab, width, kv_width = config.padded_vocab_size, config.n_embd, config.n_kv_head * config.head_dim
+        layers = range(config.n_layer)
+        blocks = nn.ModuleList(Block(config, layer) for layer in layers)
+        self.transformer = nn.ModuleDict({"wte": nn.Embedding(vocab, width), "h": blocks})
+        self.value_embeds = nn.ModuleDict(
+            {str(i): nn.Embedding(vocab, kv_width) for i in layers if has_value_embedding(i, config.n_layer)}
+        )
+        self.lm_head = Linear(width, vocab)
+        self.smear_gate = Linear(SMEAR_CHANNELS, 1)
+        self.smear_lambda = nn.Parameter(torch.zeros(1))
+        self.backout_lambda = nn.Parameter(torch.zeros(1))
+        self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
+        self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))
+        self._rotary = None
+
+    @torch.no_grad()
+    def init_weights(self, seed: int = 42) -> None:
+        """Every parameter gets its first value here, whatever lay in its memory before; same values on every device."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(weight, std):
+            weight.copy_(torch.empty(weight.shape).normal_(0, std, generator=generator))
+
+        def uniform(weight, low, high):
+            weight.copy_(torch.empty(weight.shape).uniform_(low, high, generator=generator))
+
+        bound = math.sqrt(3) / math.sqrt(self.config.n_embd)
+        normal(self.transformer.wte.weight, 0.8)
+        normal(self.lm_head.weight, 0.001)
+        for block in self.transformer.h:
+            for linear in (block.attn.c_q, block.attn.c_k, block.attn.c_v):
+                uniform(linear.weight, -bound, bound)
+            uniform(block.mlp.c_fc.weight, -0.4 * bound, 0.4 * bound)
+            block.attn.c_proj.weight.zero_()
+            block.mlp.c_proj.weight.zero_()
+            if hasattr(block.attn, "ve_gate"):
+                uniform(block.attn.ve_gate.weight, 0, 0.02)
+        for embedding in self.value_embeds.values():
+            uniform(embedding.weight, -bound, bound)
+        uniform(self.smear_gate.weight, 0, 0.02)
+        self.smear_lambda.zero_()
+        self.backout_lambda.fill_(0.2)
+        depth = torch.arange(self.config.n_layer) / max(self.config.n_layer - 1, 1)
+        self.resid_lambdas.copy_(1.15 - 0.10 * depth)
+        self.x0_lambdas.copy_(0.20 - 0.15 * depth)
+        self.cast_embeddings()
+
+    def cast_embeddings(self) -> None:
+        """Embedding tables lie in memory in bfloat16 when that is the compute dtype: they are only looked up."""
+        if self.dtype == torch.bfloat16:
+            for embedding in (self.transformer.wte, *self.value_embeds.values()):
+                embedding.to(self.dtype)
+
+    def forward(self, idx, targets=None, loss_reduction="mean", cache=None):
+        """idx: (B, T) -> logits (B, T, vocab_size) float32.
+
+        With targets (B, T), -1 where none: the loss, "mean" or "sum" over the targets, or "none": (B, T), 0 at -1.
+        """
+        x = self.hidden(idx, cache)
+        if targets is None:
+            return self.logits(x)
+        flat = x.flatten(0, 1)
+        loss = cross_entropy(
+            flat, self.lm_head.weight, targets.flatten(), self.config.vocab_size, SOFTCAP, loss_reduction
+        )
+        return loss.view(targets.shape) if loss_reduction == "none" else loss
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """x: (..., C), as hidden() gives it -> (..., vocab_size) float32."""
+        return softcapped_logits(x, self.lm_head.weight, self.config.vocab_size, SOFTCAP)
+
+    def hidden(self, idx: torch.Tensor, cache: "KVCache | None" = None) -> torch.Tensor:
+        """idx: (B, T) -> the normed last state (B, T, C). A cache is read and written, but not advanced."""
+        cos, sin = self.rotary(idx, cache)
+        x = norm(self.transformer.wte(idx).to(self.dtype))
+        x = self.smear(x, cache)
+        x0 = x
+        for i, block in enumerate(self.transformer.h):
+            x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
+            key = str(i)
+            value_embedding = self.value_embeds[key](idx).to(self.dtype) if key in self.value_embeds else None
+            x = block(x, value_embedding, cos, sin, self.attention_backend, cache)
+            if i == self.config.n_layer // 2:
+                x_mid = x
+        return norm(x - self.backout_lambda[0] * x_mid)
+
+    def smear(self, x: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
+        """Mix a gated share of the previous token into each; the first of a row has none."""
+        before = x[:, :-1]
+        if cache is not None:  # the token before this chunk; zero where the row begins here
+            previous = norm(self.transformer.wte(cache.previous_ids).to(self.dtype))
+            previous = previous * (cache.starts > 0).unsqueeze(1)
+            before = torch.cat([previous.unsqueeze(1), before], dim=1)
+        gate = self.smear_lambda[0] * torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
+        if cache is not None:
+            return x + gate * before
+        return torch.cat([x[:, :1], x[:, 1:] + gate[:, 1:] * before], dim=1)
+
+    def rotary(self, idx: torch.Tensor, cache: "KVCache | None") -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin at the positions of idx, (1 or B, T, 1, D/2). The tables grow on demand."""
+        T = idx.size(1)
+        needed = T if cache is None else cache.end
+        if self._rotary is None or self._rotary[0].size(1) < needed or self._rotary[0].device != idx.device:
+            length = max(needed, self.config.sequence_len)
+            length = 1 << (length - 1).bit_length()
+            precise = torch.float64 if self.dtype == torch.float64 else torch.float32
+            exponent = torch.arange(0, self.config.head_dim, 2, dtype=precise, device=idx.device) / self.config.head_dim
+            angles = torch.outer(torch.arange(length, dtype=precise, device=idx.device), ROTARY_BASE**-exponent)
+            self._rotary = tuple(table.to(self.dtype)[None, :, None, :] for table in (angles.cos(), angles.sin()))
+        if cache is None:
+            return tuple(table[:, :T] for table in self._rotary)
+        return tuple(table[0][cache.positions] for table in self._rotary)
+
+    def roles(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Named parameters by role, in the order of ROLES and then of the model."""
+        roles = {role: [] for role, _ in ROLES}
+        for name, parameter in self.named_parameters():
+            role = next(role for role, prefix in ROLES if name.startswith(prefix))
+            roles[role].append((name, parameter))
+        return roles
+
+    def counts(self) -> dict[str, int]:
+        """Parameters by group, padded vocabulary rows included."""
+        sizes = {role: sum(p.numel() for _, p in members) for role, members in self.roles().items()}
+        counts = {group: sizes[group] for group in ("wte", "value_embeds", "lm_head", "transformer_matrices")}
+        counts["scalars"] = sum(sizes[role] for role in SCALAR_ROLES)
+        counts["total"] = sum(counts.values())
+        return counts
+
+    def flops_per_token(self) -> int:
+        """Forward and backward: 6 a weight of every linear layer, and the products of attention within its window."""
+        counts, config = self.counts(), self.config
+        attention = sum(12 * config.n_embd * min(window, config.sequence_len) for window in config.windows)
+        return 6 * (counts["transformer_matrices"] + counts["lm_head"]) + attention
+
+
+def build_model(config: GPTConfig, runtime: Runtime, seed: int | None = 42) -> GPT:
+    """The model on the runtime's device, in its dtype. seed: of the first weights; None leaves them unset, for loading."""
+    with torch.device("meta"):
+        model = GPT(config, runtime.dtype, choose_backend(runtime.device, runtime.attention))
+    model.to_empty(device=runtime.device)
+    if seed is None:
+        model.cast_embeddings()
+    else:
+        model.init_weights(seed)
+    return model
+
+
+class KVCache:
+    """Keys and values of B rows, each with its own length, full length in every layer.
+
+    A forward pass over idx (rows, T) is: begin(rows, T), model.hidden(idx, cache), advance(idx, counts). Shortening
+    a row is setting its length; nothing else is kept but the id before it (for smear).
+    """
+
+    def __init__(self, config: GPTConfig, max_rows: int, max_length: int, dtype: torch.dtype, device: torch.device):
+        shape = (config.n_layer, max_rows, config.n_kv_head, max_length, config.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.all_previous_ids = torch.zeros(max_rows, dtype=torch.long, device=device)
+        self.lengths = [0] * max_rows
+        self.max_length = max_length
+
+    def begin(self, rows: slice, num_new: int) -> None:
+        """Choose the rows (a slice) that take part in the next pass and how many positions each gets."""
+        self.rows, self.num_new = rows, num_new
+        lengths = self.lengths[rows]
+        device = self.keys.device
+        self.low, self.end = min(lengths), max(lengths) + num_new
+        if self.end > self.max_length:
+            raise ValueError(f"the cache holds {self.max_length} positions a row; {self.end} are needed")
+        self.starts = torch.tensor(lengths, device=device)  # (B,)
+        self.positions = self.starts.unsqueeze(1) + torch.arange(num_new, device=device)  # (B, T)
+        self.previous_ids = self.all_previous_ids[rows]
+        self._index = torch.arange(len(lengths), device=device).unsqueeze(1)
+        self._masks = {}
+
+    def extend(self, layer: int, window: int, k: torch.Tensor, v: torch.Tensor):
+        """Store k and v (B, T, K, D) of this pass; return the keys and values (B, K, S, D) that the window reaches and
+        the mask (B, 1, T, S) of what each position sees."""
+        keys, values = self.keys[layer][self.rows], self.values[layer][self.rows]
+        if self.low == self.end - self.num_new:  # all rows at the same length
+            keys[:, :, self.low : self.end] = k.transpose(1, 2)
+            values[:, :, self.low : self.end] = v.transpose(1, 2)
+        else:
+            keys[self._index, :, self.positions] = k
+            values[self._index, :, self.positions] = v
+        first = max(0, self.low - window)
+        if window not in self._masks:
+            seen = torch.arange(first, self.end, device=keys.device)
+            distance = self.positions.unsqueeze(2) - seen  # (B, T, S)
+            self._masks[window] = ((distance >= 0) & (distance <= window)).unsqueeze(1)
+        return keys[:, :, first : self.end], values[:, :, first : self.end], self._masks[window]
+
+    def advance(self, idx: torch.Tensor, counts: list[int] | None = None) -> None:
+        """Count the new positions in: all T, or counts[b] of them where the rest of row b was padding."""
+        first = self.rows.start or 0
+        counts = counts or [self.num_new] * idx.size(0)
+        for b, count in enumerate(counts):
+            self.lengths[first + b] += count
+        last = torch.tensor(counts, device=idx.device) - 1
+        self.previous_ids.copy_(idx.gather(1, last.unsqueeze(1)).squeeze(1))
+
+    def copy_row(self, source: int, target: int) -> None:
+        length = self.lengths[source]
+        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+        self.all_previous_ids[target] = self.all_previous_ids[source]
+        self.lengths[target] = length

@@ -1,0 +1,77 @@
+"""Softcapped cross-entropy from the last hidden state, without ever holding the logits of all tokens.
+
+N tokens, C model width, V vocabulary (rows of the head, padding included).
+"""
+
+import torch
+import torch.nn.functional as F
+
+IGNORE = -1
+CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MB in float32
+
+
+def softcapped_logits(x: torch.Tensor, weight: torch.Tensor, vocab_size: int, softcap: float) -> torch.Tensor:
+    """x: (..., C), weight: (V, C) -> (..., vocab_size) float32. The product runs in the dtype of x."""
+    y = F.linear(x, weight.to(x.dtype))[..., :vocab_size].float()
+    return softcap * torch.tanh(y / softcap)
+
+
+def cross_entropy(
+    x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, vocab_size: int, softcap: float, reduction: str
+) -> torch.Tensor:
+    """Cross-entropy in float32 of softcapped logits; targets of -1 are left out.
+
+    x: (N, C), weight: (V, C), targets: (N,). reduction: "mean" over the targets kept, "sum", or "none", which gives
+    (N,) with 0 at ignored targets.
+    """
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"loss_reduction is {reduction!r}; expected mean, sum or none")
+    if reduction == "none":
+        step = max(1, CHUNK_ELEMENTS // weight.size(0))
+        parts = []
+        for start in range(0, x.size(0), step):
+            logits = softcapped_logits(x[start : start + step], weight, vocab_size, softcap)
+            part = targets[start : start + step]
+            parts.append(F.cross_entropy(logits, part, ignore_index=IGNORE, reduction="none"))
+        return torch.cat(parts)
+    total = _SoftcappedCrossEntropy.apply(x, weight, targets, vocab_size, softcap)
+    return total / (targets != IGNORE).sum() if reduction == "mean" else total
+
+
+class _SoftcappedCrossEntropy(torch.autograd.Function):
+    """The sum of the losses. The gradients of x and of the head are made in the forward pass, chunk by chunk, while
+    the chunk's logits are at hand; the backward pass only scales them."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets, vocab_size, softcap):
+        needs_grad = any(ctx.needs_input_grad[:2])
+        w = weight.to(x.dtype)
+        grad_x = torch.zeros_like(x) if needs_grad else None
+        grad_w = torch.zeros_like(weight) if needs_grad else None
+        total = x.new_zeros((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+        step = max(1, CHUNK_ELEMENTS // w.size(0))
+        for start in range(0, x.size(0), step):
+            part = slice(start, start + step)
+            keep = targets[part] != IGNORE
+            target = torch.where(keep, targets[part], 0).unsqueeze(1)
+            y = F.linear(x[part], w)[:, :vocab_size].to(total.dtype)
+            logits = y.div_(softcap).tanh_().mul_(softcap)
+            lse = logits.logsumexp(dim=1)
+            losses = lse - logits.gather(1, target).squeeze(1)
+            total += torch.where(keep, losses, 0).sum()
+            if needs_grad:
+                # d loss / d logits = softmax - onehot; d logits / d y = 1 - tanh^2
+                slope = 1 - (logits / softcap).square()
+                grad = logits.sub_(lse.unsqueeze(1)).exp_()
+                grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
+                grad = grad.mul_(slope).mul_(keep.unsqueeze(1)).to(x.dtype)
+                head = w[:vocab_size]
+                torch.mm(grad, head, out=grad_x[part])
+                grad_w[:vocab_size] += (grad.T @ x[part]).to(grad_w.dtype)
+        ctx.save_for_backward(grad_x, grad_w)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_total):
+        grad_x, grad_w = ctx.saved_tensors
+        return grad_x * grad_total.to(grad_x.dtype), grad_w * grad_total.to(grad_w.dtype), None, None, None

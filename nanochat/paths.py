@@ -1,0 +1,55 @@
+"""Where every artifact lives. Paths are computed on call; whoever writes a file makes its folder."""
+
+import os
+from pathlib import Path
+
+CHECKPOINT_FOLDERS = {"base": "base_checkpoints", "sft": "chatsft_checkpoints", "rl": "chatrl_checkpoints"}
+
+
+def base_dir() -> Path:
+    """The one artifact root: `NANOCHAT_BASE_DIR`, or `~/.cache/nanochat`."""
+    return Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat").expanduser()
+
+
+def corpus_dir(name: str) -> Path:
+    return base_dir() / "corpora" / name
+
+
+def tokenizer_dir(name: str) -> Path:
+    return base_dir() / "tokenizers" / name
+
+
+def checkpoint_dir(stage: str, tag: str = "") -> Path:
+    """Checkpoints of one model; without a tag, the folder that holds the tags. stage: base, sft or rl."""
+    return base_dir() / CHECKPOINT_FOLDERS[stage] / tag
+
+
+def results_dir(tag: str) -> Path:
+    return base_dir() / "results" / tag
+
+
+def scores_file() -> Path:
+    return base_dir() / "results" / "scores.json"
+
+
+def report_dir() -> Path:
+    return base_dir() / "report"
+
+
+def task_dir() -> Path:
+    """Data sets that chat tasks were fetched into."""
+    return base_dir() / "task_data"
+
+
+def eval_bundle_dir(name: str = "eval_bundle") -> Path:
+    return base_dir() / name
+
+
+def data_mirror() -> Path | None:
+    """A local folder that is looked into before the network (`NANOCHAT_DATA_MIRROR`)."""
+    mirror = os.environ.get("NANOCHAT_DATA_MIRROR")
+    return Path(mirror).expanduser() if mirror else None
+
+
+def hf_endpoint() -> str:
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")

@@ -1,0 +1,136 @@
+"""The sink of numbers: JSON lines per step, one JSON per stage, a live line, wandb when asked. Machines read these."""
+
+import json
+import platform
+import shutil
+import sys
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+from nanochat import __version__, paths
+from nanochat.runtime import Runtime, device_name, git_commit
+
+PLAIN_SECONDS = 10  # between two progress lines where there is no terminal
+
+
+class Results:
+    """One run of one stage. Only rank 0 writes. stage names the files, tag the folder under results/."""
+
+    def __init__(
+        self,
+        stage: str,
+        tag: str,
+        runtime: Runtime,
+        run: str = "dummy",
+        config: dict | None = None,
+        project: str = "nanochat",
+        resume_step: int | None = None,
+    ):
+        self.stage, self.tag, self.runtime, self.config = stage, tag, runtime, config or {}
+        self.started = time.time()
+        self.folder = paths.results_dir(tag)
+        self.lines = None
+        self.wandb = None
+        if not runtime.is_main:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        log = self.folder / f"{stage}.jsonl"
+        if resume_step is None:
+            log.unlink(missing_ok=True)
+        elif log.exists():  # steps after the checkpoint are about to be made again
+            kept = [line for line in log.read_text().splitlines() if json.loads(line).get("step", 0) < resume_step]
+            log.write_text("".join(line + "\n" for line in kept))
+        self.lines = open(log, "a", buffering=1, encoding="utf-8")
+        if run != "dummy":
+            self.wandb = start_wandb(project, run, self.config)
+
+    def log(self, step: int, values: dict) -> None:
+        """values: wandb's key -> number."""
+        if self.lines:
+            self.lines.write(json.dumps({"step": step, **values}) + "\n")
+        if self.wandb:
+            self.wandb.log({"step": step, **values})
+
+    def finish(self, summary: dict) -> None:
+        """Write results/<tag>/<stage>.json."""
+        if self.lines:
+            self.lines.close()
+            started = datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="seconds")
+            head = {"stage": self.stage, "tag": self.tag, "command": command_line(), "started": started}
+            seconds = round(time.time() - self.started, 2)
+            tail = {"seconds": seconds, "environment": environment(self.runtime), "config": self.config}
+            write_json(self.folder / f"{self.stage}.json", {**head, **summary, **tail})
+        if self.wandb:
+            self.wandb.finish()
+
+
+def read(tag: str, stage: str) -> dict | None:
+    """What a stage left behind, or None."""
+    path = paths.results_dir(tag) / f"{stage}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_json(path: Path, data: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+    partial.replace(path)
+
+
+def command_line() -> str:
+    main = sys.modules["__main__"]
+    module = getattr(main.__spec__, "name", None) if getattr(main, "__spec__", None) else None
+    return " ".join([f"python -m {module}" if module else sys.argv[0], *sys.argv[1:]])
+
+
+def environment(runtime: Runtime) -> dict:
+    return {
+        "nanochat": __version__,
+        "git_commit": git_commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": device_name(runtime.device),
+        "dtype": str(runtime.dtype).removeprefix("torch."),
+        "world_size": runtime.world_size,
+    }
+
+
+def start_wandb(project: str, run: str, config: dict):
+    """A wandb run, or None with one line that says why: a training never dies of its dashboard."""
+    try:
+        import wandb
+
+        return wandb.init(project=project, name=run, config=config)
+    except Exception as error:  # not installed, not logged in, offline, refused: all the same to the training
+        print(f"wandb is off: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
+        return None
+
+
+class LiveLine:
+    """Progress of a stage: one line that is rewritten on a terminal, a plain line now and then elsewhere."""
+
+    def __init__(self, runtime: Runtime):
+        self.enabled = runtime.is_main
+        self.terminal = sys.stderr.isatty()
+        self.shown = 0.0
+
+    def show(self, text: str, last: bool = False) -> None:
+        if not self.enabled:
+            return
+        if self.terminal:
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + text[:width].ljust(width), end="\n" if last else "", file=sys.stderr, flush=True)
+        elif last or time.time() - self.shown > PLAIN_SECONDS:
+            print(text, flush=True)
+            self.shown = time.time()
+
+
+def clock(seconds: float) -> str:
+    """75 -> 1:15, 3700 -> 1:01:40."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

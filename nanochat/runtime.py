@@ -1,0 +1,168 @@
+"""The machine that a command runs on: device, compute dtype, ranks; and how its processes talk to each other."""
+
+import datetime
+import os
+import subprocess
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# What torchrun tells its workers, and what a lone process is.
+RANK_VARIABLES = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
+
+# Dense bf16 peak in FLOP/s, by a part of the device's name; the first match counts, so longer names come first.
+# Sources: NVIDIA's and AMD's data sheets.
+PEAK_FLOPS = (
+    ("gb200", 2.5e15),
+    ("b200", 2.25e15),
+    ("b100", 1.8e15),
+    ("h200 nvl", 836e12),
+    ("h200", 989e12),
+    ("h100 nvl", 835e12),
+    ("h100 pcie", 756e12),
+    ("h100", 989e12),
+    ("h800", 989e12),
+    ("mi325", 1307e12),
+    ("mi300x", 1307e12),
+    ("a100", 312e12),
+    ("a800", 312e12),
+    ("l40s", 362e12),
+    ("l4", 121e12),
+    ("a6000", 155e12),
+    ("a40", 150e12),
+    ("a10", 125e12),
+    ("rtx 5090", 209e12),
+    ("rtx 4090", 165e12),
+    ("rtx 4080", 97e12),
+    ("rtx 3090", 71e12),
+)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a function needs to know of the machine. Passed on, never global."""
+
+    device: torch.device
+    dtype: torch.dtype
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    attention: str = ""  # the attention backend that is forced by name; empty = the best for the device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def print(self, *values, **kwargs) -> None:
+        if self.is_main:
+            print(*values, **kwargs, flush=True)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over ranks, in place."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, value) -> list:
+        """The values of all ranks, in order of rank, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def synchronize(self) -> None:
+        """Wait for the device, so that a clock read next is honest."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def peak_memory(self) -> int:
+        """Bytes: of the GPU where there is one, else of the process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated()
+        try:
+            import resource
+        except ImportError:  # no such module outside Unix
+            return 0
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return kilobytes if os.uname().sysname == "Darwin" else kilobytes * 1024
+
+
+def start(device_type: str = "") -> Runtime:
+    """Choose device and dtype, join the process group that torchrun made, set the numeric switches.
+
+    device_type: cuda, cpu or mps; empty = the best there is. `NANOCHAT_DTYPE` overrides the compute dtype.
+    """
+    if not device_type:
+        mps = torch.backends.mps.is_available()
+        device_type = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if device_type not in ("cuda", "cpu", "mps"):
+        raise SystemExit(f"--device-type is {device_type!r}; expected cuda, cpu or mps")
+    if device_type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device-type cuda: torch sees no CUDA device here; run nvidia-smi, or use --device-type cpu")
+
+    rank, local_rank, world_size = (int(os.environ.get(*item)) for item in RANK_VARIABLES)
+    device = torch.device(device_type, local_rank) if device_type == "cuda" else torch.device(device_type)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in float32
+    if world_size > 1 and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        timeout = datetime.timedelta(minutes=60)  # ranks compile at different speeds
+        device_id = device if device.type == "cuda" else None
+        dist.init_process_group(backend, timeout=timeout, device_id=device_id)
+    attention = os.environ.get("NANOCHAT_ATTENTION", "")
+    return Runtime(device, compute_dtype(device), rank, local_rank, world_size, attention)
+
+
+def close(runtime: Runtime) -> None:
+    if runtime.world_size > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the GPU multiplies it (compute capability 8.0 and later), float32 elsewhere."""
+    name = os.environ.get("NANOCHAT_DTYPE")
+    if name:
+        if name not in DTYPES:
+            raise SystemExit(f"NANOCHAT_DTYPE is {name!r}; expected one of {', '.join(DTYPES)}")
+        return DTYPES[name]
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16
+    return torch.float32
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({torch.get_num_threads()} threads)"
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's dense bf16 peak in FLOP/s; None where it is not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device).lower()
+    return next((flops for part, flops in PEAK_FLOPS if part in name), None)
+
+
+def git_commit() -> str | None:
+    """The commit of the working tree, with a + when files were changed since; None outside a repository."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True)
+    except FileNotFoundError:
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")

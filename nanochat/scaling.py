@@ -1,0 +1,99 @@
+"""From one dial, the depth, to a whole run: shape, horizon, batch, learning rates, weight decay. Pure functions.
+
+N scaling parameters (matrices of the blocks + head), D horizon in tokens, B batch in tokens.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+
+import torch
+
+from nanochat.gpt import GPT, GPTConfig
+
+REFERENCE_DEPTH = 12
+REFERENCE_BATCH = 2**19  # tokens, tuned at the reference depth
+BATCH_EXPONENT = 0.383  # arXiv 2505.13738
+
+
+def model_config(
+    depth: int,
+    vocab_size: int,
+    aspect_ratio: int = 64,
+    head_dim: int = 128,
+    sequence_len: int = 2048,
+    window_pattern: str = "SSSL",
+) -> GPTConfig:
+    """Width is depth x aspect ratio, rounded up to whole heads."""
+    n_head = math.ceil(depth * aspect_ratio / head_dim)
+    return GPTConfig(sequence_len, vocab_size, depth, n_head, n_head, n_head * head_dim, window_pattern)
+
+
+def meta_model(config: GPTConfig) -> GPT:
+    """The model without memory behind it, for counting."""
+    with torch.device("meta"):
+        return GPT(config)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, before it is run. Tokens where not said otherwise."""
+
+    scaling_params: int
+    flops_per_token: int
+    horizon: int  # D: what batch, learning rates and weight decay are chosen for
+    total_batch_size: int
+    num_iterations: int
+    lr_scale: float  # on the four learning rates of the command line
+    weight_decay: float  # of Muon
+    tokens: int  # that will be read
+    total_flops: float
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def plan(
+    config: GPTConfig,
+    reference: GPTConfig,
+    ratio: float = 10.5,
+    num_iterations: int = -1,
+    target_flops: float = -1,
+    total_batch_size: int = -1,
+    weight_decay: float = 0.28,
+) -> Plan:
+    """config: the model to train. reference: the depth-12 model of the same family, for which batch, learning rates and
+    decay were tuned. An explicit horizon (num_iterations, target_flops) changes neither of these three."""
+    model = meta_model(config)
+    scaling_params = _scaling_params(model)
+    horizon = int(ratio * scaling_params)
+    growth = scaling_params / _scaling_params(meta_model(reference))  # = D / D_ref
+    if total_batch_size == -1:
+        total_batch_size = 2 ** round(math.log2(REFERENCE_BATCH * growth**BATCH_EXPONENT))
+    flops_per_token = model.flops_per_token()
+    if num_iterations == -1:
+        if target_flops > 0:
+            num_iterations = round(target_flops / (flops_per_token * total_batch_size))
+        else:
+            num_iterations = horizon // total_batch_size
+    if num_iterations < 1:
+        raise ValueError(
+            f"a horizon of {horizon:,} tokens is less than one batch of {total_batch_size:,}: "
+            "give --num-iterations, or a smaller --total-batch-size"
+        )
+    batch_growth = total_batch_size / REFERENCE_BATCH
+    return Plan(
+        scaling_params=scaling_params,
+        flops_per_token=flops_per_token,
+        horizon=horizon,
+        total_batch_size=total_batch_size,
+        num_iterations=num_iterations,
+        lr_scale=math.sqrt(batch_growth),
+        weight_decay=weight_decay * math.sqrt(batch_growth) / growth,
+        tokens=num_iterations * total_batch_size,
+        total_flops=float(num_iterations * total_batch_size * flops_per_token),
+    )
+
+
+def _scaling_params(model: GPT) -> int:
+    counts = model.counts()
+    return counts["transformer_matrices"] + counts["lm_head"]

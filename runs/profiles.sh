@@ -1,0 +1,154 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034  # read by the stages
+# The settings of every profile, in one place. Sourced by common.sh, which has set PROFILE, DEPTH (may be empty: then
+# the profile's own), NPROC (processes under torchrun; 0: one process without it), GPUS, GPU_NAME and GPU_GB.
+
+SHARDS=''
+
+# `single`: what one speedrun costs, by depth. Work in 10^15 FLOP at the default 10.5 tokens a parameter; GB of weights,
+# gradients and optimizer state; MB of activations for one row of 2,048 tokens; ClimbMix shards read.
+single_costs() {
+  cat <<'TABLE'
+8    130   2   600  16
+10   360   3   750  26
+12   880   5   900  40
+14  1900   6  1150  58
+16  3900   9  1450  80
+18  7400  12  1750 110
+20 13000  15  2100 145
+22 22000  19  2500 190
+24 37000  23  2950 245
+26 58000  28  3400 320
+TABLE
+}
+
+# Achieved bf16 TFLOP/s, about 45 % of the peak in the data sheet. An unknown card is taken for a small one.
+gpu_tflops() {
+  case $1 in
+    *B300* | *B200* | *B100*) say 900 ;;
+    *H200* | *H100* | *H800*) say 400 ;;
+    *A100* | *A800*) say 150 ;;
+    *L40S*) say 130 ;;
+    *5090*) say 95 ;;
+    *4090* | *A6000* | *6000*Ada* | *L40* | *A40*) say 70 ;;
+    *5080* | *4080* | *A10*) say 45 ;;
+    *3090* | *5070* | *4070* | *L4*) say 32 ;;
+    *) say 20 ;;
+  esac
+}
+
+# Sets ROW_* to the costs at DEPTH; the last row stands for anything deeper. Minutes: 15 for everything else.
+costs_at() { # depth
+  local depth work weights row shards
+  while read -r depth work weights row shards; do
+    ROW_DEPTH=$depth ROW_WEIGHTS=$weights ROW_MB=$row ROW_SHARDS=$shards
+    ROW_MINUTES=$((15 + work * 1000 / ($(gpu_tflops "$GPU_NAME") * NPROC) / 60))
+    [ "$depth" -lt "$1" ] || break
+  done <<TABLE
+$(single_costs)
+TABLE
+}
+
+case ${SINGLE_HOURS:=4} in *[!0-9]* | 0*) die "SINGLE_HOURS is a whole number of hours, not '$SINGLE_HOURS'" ;; esac
+
+# The deepest model that fits the memory (four rows at a time, 2 GB to spare) and SINGLE_HOURS.
+single_depth() {
+  local depth chosen=8
+  for depth in 8 10 12 14 16 18 20 22 24 26; do
+    costs_at "$depth"
+    [ "$ROW_MINUTES" -gt $((SINGLE_HOURS * 66)) ] || [ $((ROW_WEIGHTS + 2 + ROW_MB * 4 / 1000)) -gt "$GPU_GB" ] || chosen=$depth
+  done
+  say "$chosen"
+}
+
+# Rows of 2,048 tokens that fit beside the weights: a power of two, 32 at most.
+single_rows() {
+  local rows=1
+  while [ $((rows * 2)) -le 32 ] && [ $((ROW_WEIGHTS + 2 + ROW_MB * rows * 2 / 1000)) -le "$GPU_GB" ]; do rows=$((rows * 2)); done
+  say "$rows"
+}
+
+case $PROFILE in
+  smoke) # every stage once, about a minute on two cores: what CI runs
+    TAG=smoke${DEPTH:+-d$DEPTH}
+    DEPTH=${DEPTH:-2}
+    CORPUS=tinyworld
+    VOCAB_SIZE=1024
+    BUNDLE=eval_bundle_tinyworld
+    DATA_FLAGS="--megabytes=1"
+    TOK_TRAIN_FLAGS=""
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=32 --max-seq-len=128 --device-batch-size=8 --total-batch-size=1024 --num-iterations=20 --warmup-steps=4 --momentum-ramp-steps=10 --eval-every=20 --eval-tokens=4096 --core-metric-every=-1 --sample-every=-1"
+    BASE_EVAL_FLAGS="--max-per-task=4 --device-batch-size=8 --split-tokens=4096"
+    SFT_FLAGS="--mixture=tiny --num-iterations=10 --device-batch-size=8 --total-batch-size=1024 --eval-every=-1 --eval-tokens=4096 --chatcore-every=-1"
+    CHAT_EVAL_TASKS=tinyworld
+    CHAT_EVAL_FLAGS="--max-problems=4 --max-new-tokens=32"
+    RL_FLAGS=""
+    DATA_TEXT="none: the tinyworld corpus (1 MB of text) is generated here"
+    TIME_TEXT="about a minute on two CPU cores"
+    DISK_GB=1
+    ;;
+
+  tiny) # a small model of a small closed world: minutes on two CPU cores, without a network
+    TAG=tiny${DEPTH:+-d$DEPTH}
+    DEPTH=${DEPTH:-4}
+    CORPUS=tinyworld
+    VOCAB_SIZE=4096
+    BUNDLE=eval_bundle_tinyworld
+    DATA_FLAGS=""
+    TOK_TRAIN_FLAGS=""
+    # The rule for depth 4 asks for hours on two cores, so batch, horizon and momentum ramp are stated here.
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=64 --max-seq-len=256 --device-batch-size=16 --total-batch-size=8192 --num-iterations=450 --momentum-ramp-steps=100 --eval-every=100 --save-every=100 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
+    BASE_EVAL_FLAGS="--device-batch-size=16 --split-tokens=131072"
+    SFT_FLAGS="--mixture=tiny --device-batch-size=16 --total-batch-size=8192 --eval-every=100 --eval-tokens=65536 --chatcore-every=-1"
+    CHAT_EVAL_TASKS=tinyworld
+    CHAT_EVAL_FLAGS="--max-new-tokens=128"
+    RL_FLAGS=""
+    DATA_TEXT="none: the tinyworld corpus (12 MB of text) is generated here"
+    TIME_TEXT="about 12 minutes on two CPU cores"
+    DISK_GB=1
+    ;;
+
+  single) # one to seven GPUs: the depth that memory and a budget of hours (SINGLE_HOURS, 4 by default) allow
+    DEPTH=${DEPTH:-$(single_depth)}
+    costs_at "$DEPTH"
+    TAG=d$DEPTH
+    CORPUS=climbmix
+    VOCAB_SIZE=32768
+    SHARDS=$ROW_SHARDS
+    BUNDLE=eval_bundle
+    DATA_FLAGS=""
+    TOK_TRAIN_FLAGS=""
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --device-batch-size=$(single_rows) --save-every=1000"
+    BASE_EVAL_FLAGS="--device-batch-size=$(single_rows)"
+    SFT_FLAGS="--mixture=default --device-batch-size=$(single_rows)"
+    CHAT_EVAL_TASKS=""
+    CHAT_EVAL_FLAGS=""
+    RL_FLAGS=""
+    TIME_TEXT="pretraining and the rest about $(duration $((ROW_MINUTES * 60))) (an estimate from the card's name), downloads aside"
+    DISK_GB=$((SHARDS * 2 / 10 + ROW_WEIGHTS * 6 + 5)) # text and tokens, checkpoints, the rest
+    ;;
+
+  gpt2) # eight GPUs of 80 GB: GPT-2 grade
+    DEPTH=${DEPTH:-24}
+    TAG=d$DEPTH
+    CORPUS=climbmix
+    VOCAB_SIZE=32768
+    SHARDS=170
+    BUNDLE=eval_bundle
+    DATA_FLAGS=""
+    TOK_TRAIN_FLAGS=""
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --target-param-data-ratio=8 --device-batch-size=16 --fp8 --save-every=2000"
+    BASE_EVAL_FLAGS="--device-batch-size=16"
+    SFT_FLAGS="--mixture=default --device-batch-size=16"
+    CHAT_EVAL_TASKS=""
+    CHAT_EVAL_FLAGS=""
+    RL_FLAGS=""
+    TIME_TEXT="at depth 24 about 2 hours on 8 x H100, 99 minutes of it pretraining; in proportion on fewer; downloads aside"
+    DISK_GB=110
+    ;;
+esac
+
+if [ "$CORPUS" = climbmix ]; then
+  DATA_TEXT="$SHARDS shards of ClimbMix ($((SHARDS / 10 + 1)) GB; NVIDIA's, CC BY-NC 4.0: not for commercial use), the CORE bundle, chat data sets (2 GB)"
+fi
+MODEL_TEXT="tag $TAG, vocabulary $VOCAB_SIZE, $BASE_TRAIN_FLAGS"

@@ -1,0 +1,184 @@
+"""Evaluate a base model: CORE, bits per byte on train and validation text, samples.
+
+python -m scripts.base_eval --model-tag d12
+python -m scripts.base_eval --eval core --max-per-task 100 --bundle eval_bundle_tinyworld
+python -m scripts.base_eval --hf-path openai-community/gpt2
+"""
+
+import argparse
+import math
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+
+from nanochat import paths, runtime, samples
+from nanochat.batches import TextRows
+from nanochat.bpb import bits_per_byte
+from nanochat.checkpoint import load_model
+from nanochat.core_bundle import find_bundle
+from nanochat.core_eval import GPT2_CORE, Scored, evaluate_core, score_sequences
+from nanochat.dataset import iter_documents, token_files
+from nanochat.download import DownloadError
+from nanochat.results import Results
+
+KINDS = ("sample", "bpb", "core")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--eval", default=",".join(KINDS), help=f"which of {','.join(KINDS)}, joined by commas")
+    parser.add_argument("--hf-path", help="examine this Hugging Face causal model instead of one of ours")
+    parser.add_argument("--model-tag", help="which model (default: the largest d<N>)")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the newest)")
+    parser.add_argument("--bundle", default="eval_bundle", help="name or path of the CORE bundle")
+    parser.add_argument("--max-per-task", type=int, default=-1, help="examples of a CORE task at most (-1: all)")
+    parser.add_argument("--device-batch-size", type=int, default=32, help="rows of sequence_len tokens at a time")
+    parser.add_argument("--split-tokens", type=int, default=40 * 524288, help="tokens of each split for bits per byte")
+    parser.add_argument("--corpus", help="text for bits per byte (default: what the model was trained on)")
+    parser.add_argument("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
+    args = parser.parse_args(argv)
+    args.kinds = [kind for kind in args.eval.split(",") if kind]
+    if not args.kinds or set(args.kinds) - set(KINDS):
+        parser.error(f"--eval is {args.eval!r}; expected some of {','.join(KINDS)}")
+    return args
+
+
+# --- a foreign model, called as ours is
+
+
+class ForeignModel:
+    def __init__(self, model):
+        self.model = model
+        limit = getattr(model.config, "max_position_embeddings", None)
+        self.config = SimpleNamespace(vocab_size=model.config.vocab_size, sequence_len=limit)
+
+    def __call__(self, idx, targets=None, loss_reduction="mean"):
+        logits = self.model(input_ids=idx).logits.float()  # (B, T, V)
+        if targets is None:
+            return logits
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=loss_reduction)
+        return loss.view(targets.shape) if loss_reduction == "none" else loss
+
+
+class ForeignTokenizer:
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+
+    def encode_batch(self, texts):
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+
+
+def load_foreign(path: str, machine):
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ImportError:
+        raise SystemExit("--hf-path needs the transformers package: pip install transformers") from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, torch_dtype=machine.dtype)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--hf-path {path}: no model could be loaded: {str(error).splitlines()[0]}") from None
+    return ForeignModel(model.to(machine.device).eval()), ForeignTokenizer(tokenizer)
+
+
+def foreign_bits_per_byte(model, tokenizer, meta, corpus, split, num_tokens, token_budget, machine) -> float:
+    """Over whole documents until `num_tokens`, in pieces that fit the model; bytes are those of the text itself."""
+    longest = model.config.sequence_len or 1024
+    nats = size = tokens = 0
+    for i, text in enumerate(iter_documents(corpus, split)):
+        ids = tokenizer.encode_batch([text])[0]
+        tokens += len(ids)
+        if i % machine.world_size == machine.rank and ids:
+            pieces = [[tokenizer.bos, *ids[at : at + longest - 1]] for at in range(0, len(ids), longest - 1)]
+            scored = [Scored(piece, 1, len(piece)) for piece in pieces]
+            nats += sum(float(losses.sum()) for losses in score_sequences(model, scored, machine.device, token_budget))
+            size += len(text.encode("utf-8"))
+        if tokens >= num_tokens:
+            break
+    nats, size = machine.sum(torch.tensor([nats, size], dtype=torch.float64, device=machine.device)).tolist()
+    return nats / (math.log(2) * size) if size else math.nan
+
+
+# --- what is evaluated
+
+
+def our_bits_per_byte(model, tokenizer, meta, corpus, split, num_tokens, token_budget, machine) -> float:
+    """Over packed rows; of the training shards those that the model was trained on, since others may have come."""
+    T, training = model.config.sequence_len, split == "train"
+    limit = len(meta["data"]["shards"]) if training and corpus == meta["corpus"] else None
+    files = token_files(corpus, tokenizer.fingerprint, split, limit)
+    rows = TextRows(files, T, tokenizer.bos, tokenizer.vocab_size, seed=42 if training else None)
+    num_rows = min(rows.num_rows, max(1, num_tokens // T))
+    return bits_per_byte(model, rows, num_rows, max(1, token_budget // T), tokenizer.token_bytes(), machine)
+
+
+def print_samples(found: dict) -> None:
+    for sample in found["prompted"]:
+        print(f"{sample['prompt']}|{sample['text']}")
+    for text in found["unconditioned"]:
+        print("-" * 80, text, sep="\n")
+    print("-" * 80, flush=True)
+
+
+def core(model, tokenizer, args, token_budget, machine) -> dict:
+    """CORE, with the GPT-2 family beside it where the bundle is the published one."""
+    if machine.is_main:
+        find_bundle(args.bundle)  # one process fetches it
+    machine.barrier()
+    foreign = isinstance(model, ForeignModel)
+    found = evaluate_core(
+        model, tokenizer, find_bundle(args.bundle), machine, args.max_per_task, token_budget,
+        max_length=model.config.sequence_len if foreign else None,
+    )  # fmt: skip
+    return found | ({"references": GPT2_CORE} if len(found["tasks"]) == 22 else {})
+
+
+def main(args):
+    machine = runtime.start(args.device_type)
+    try:
+        evaluate(args, machine)
+    except (ValueError, DownloadError) as error:
+        raise SystemExit(str(error)) from None
+    finally:
+        runtime.close(machine)
+
+
+def evaluate(args, machine):
+    if args.hf_path:
+        model, tokenizer = load_foreign(args.hf_path, machine)
+        tag, meta = args.hf_path.strip("/").replace("/", "--"), {"step": None, "corpus": "climbmix"}
+    else:
+        model, tokenizer, meta = load_model("base", machine, tag=args.model_tag, step=args.step)
+        model.eval()
+        tag = meta["tag"]
+    corpus, sequence_len = args.corpus or meta["corpus"], model.config.sequence_len or 1024
+    token_budget = args.device_batch_size * sequence_len
+    machine.print(f"{tag}, step {meta['step']}, on {machine.device}: {', '.join(args.kinds)}")
+    results = Results("base_eval", tag, machine, config=vars(args))
+    summary = {"model": tag, "step": meta["step"], "corpus": corpus}
+    if "sample" in args.kinds:
+        if args.hf_path:
+            machine.print("no samples: the engine drives nanochat models only")
+        elif machine.is_main:
+            summary["samples"] = {
+                "prompted": samples.prompted(model, tokenizer),
+                "unconditioned": samples.unconditioned(model, tokenizer),
+            }
+            print_samples(summary["samples"])
+    if "bpb" in args.kinds:
+        summary["bpb"], summary["bpb_tokens"] = {}, args.split_tokens
+        for name, split in (("train", "train"), ("val", "validation")):
+            measure = foreign_bits_per_byte if args.hf_path else our_bits_per_byte
+            value = measure(model, tokenizer, meta, corpus, split, args.split_tokens, token_budget, machine)
+            summary["bpb"][name] = value
+            machine.print(f"bits per byte, {name}: {value:.6f}")
+    if "core" in args.kinds:
+        summary["core"] = core(model, tokenizer, args, token_budget, machine)
+    results.finish(summary)
+    machine.print(f"results: {paths.results_dir(tag) / 'base_eval.json'}")
+
+
+if __name__ == "__main__":
+    main(parse_args())

@@ -1,0 +1,287 @@
+"""Pretrain a base model: one dial, --depth, sets everything else.
+
+python -m scripts.base_train --depth 12
+torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=24 --target-param-data-ratio=8 --fp8
+"""
+
+import argparse
+
+import torch
+
+from nanochat import batches, checkpoint, dataset, paths, results, runtime, schedules
+from nanochat.bpb import bits_per_byte
+from nanochat.core_bundle import find_bundle
+from nanochat.core_eval import evaluate_core
+from nanochat.gpt import build_model
+from nanochat.optim import MuonAdamW, param_groups
+from nanochat.samples import prompted
+from nanochat.scaling import REFERENCE_DEPTH, model_config, plan
+from nanochat.tokenizer import Tokenizer
+from nanochat.train import Progress, train
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--run", default="dummy", help="wandb run name; dummy: no wandb")
+    add("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
+    add("--corpus", default="climbmix", help="which corpus to read")
+    add("--vocab-size", type=int, default=32768, help="with the corpus, names the tokenizer")
+    add("--num-files", type=int, default=-1, help="training shards to read (-1: all that are on disk)")
+    # the model
+    add("--depth", type=int, default=20, help="layers; sets width, horizon, batch, learning rates")
+    add("--aspect-ratio", type=int, default=64, help="width = depth x this, rounded up to whole heads")
+    add("--head-dim", type=int, default=128, help="width of a head")
+    add("--max-seq-len", type=int, default=2048, help="tokens in a row")
+    add("--window-pattern", default="SSSL", help="S: a quarter window, L: a full one; tiled over the layers, last is L")
+    # how long: the first that is given wins
+    add("--num-iterations", type=int, default=-1, help="optimizer steps")
+    add("--target-flops", type=float, default=-1, help="train for this many FLOPs")
+    add("--target-param-data-ratio", type=float, default=10.5, help="tokens per scaling parameter")
+    # optimization
+    add("--device-batch-size", type=int, default=32, help="rows on a device at once; lower it when memory runs out")
+    add("--total-batch-size", type=int, default=-1, help="tokens a step (-1: by the scaling rule)")
+    add("--embedding-lr", type=float, default=0.3)
+    add("--unembedding-lr", type=float, default=0.008)
+    add("--matrix-lr", type=float, default=0.02)
+    add("--scalar-lr", type=float, default=0.5)
+    add("--weight-decay", type=float, default=0.28, help="of Muon")
+    add("--no-scaling", action="store_true", help="take rates and weight decay as given, whatever batch and horizon")
+    add("--warmup-steps", type=int, default=40)
+    add("--warmdown-ratio", type=float, default=0.65)
+    add("--final-lr-frac", type=float, default=0.05)
+    add("--momentum-ramp-steps", type=int, default=400)
+    add("--seed", type=int, default=42, help="of the first weights and the order of the rows")
+    add("--fp8", action="store_true", help="matrix products in fp8 (Hopper and later)")
+    add("--fp8-recipe", default="tensorwise", choices=["tensorwise"])
+    add("--compile", type=int, default=-1, choices=[-1, 0, 1], help="torch.compile (-1: on GPUs)")
+    # along the way
+    add("--eval-every", type=int, default=250, help="steps between measurements of bits per byte (-1: never)")
+    add("--eval-tokens", type=int, default=80 * 524288)
+    add("--core-metric-every", type=int, default=2000, help="steps between measurements of CORE (-1: never)")
+    add("--core-metric-max-per-task", type=int, default=500)
+    add("--bundle", default="eval_bundle", help="name or path of the CORE bundle")
+    add("--sample-every", type=int, default=2000, help="steps between samples (-1: never)")
+    add("--save-every", type=int, default=-1, help="steps between checkpoints (-1: only at the end)")
+    add("--resume", action="store_true", help="go on from the newest checkpoint of this tag, or start")
+    add("--resume-from-step", type=int, default=-1, help="go on from this checkpoint")
+    add("--model-tag", default="", help="name of the model (default: d<depth>)")
+    args = parser.parse_args(argv)
+    if args.depth < 1:
+        parser.error(f"--depth is {args.depth}; expected 1 or more")
+    if args.resume and args.resume_from_step != -1:
+        parser.error("--resume takes the newest checkpoint, --resume-from-step a given one: choose one of them")
+    args.model_tag = args.model_tag or f"d{args.depth}"
+    return args
+
+
+def main(args):
+    machine = runtime.start(args.device_type)
+    try:
+        pretrain(args, machine)
+    except ValueError as error:  # a user's mistake: the message says what mends it
+        raise SystemExit(str(error)) from error
+    finally:
+        runtime.close(machine)
+
+
+def pretrain(args, machine):
+    tokenizer_name = f"{args.corpus}-{args.vocab_size}"
+    tokenizer = Tokenizer.load(paths.tokenizer_dir(tokenizer_name))
+    shape = dict(
+        aspect_ratio=args.aspect_ratio,
+        head_dim=args.head_dim,
+        sequence_len=args.max_seq_len,
+        window_pattern=args.window_pattern,
+    )
+    config = model_config(args.depth, tokenizer.vocab_size, **shape)
+    the_plan = plan(
+        config,
+        model_config(REFERENCE_DEPTH, tokenizer.vocab_size, **shape),
+        args.target_param_data_ratio,
+        args.num_iterations,
+        args.target_flops,
+        args.total_batch_size,
+        args.weight_decay,
+    )
+    num_iterations, T = the_plan.num_iterations, config.sequence_len
+    if the_plan.total_batch_size % T:
+        raise ValueError(f"--total-batch-size {the_plan.total_batch_size} is not a multiple of --max-seq-len {T}")
+    rows_per_step = the_plan.total_batch_size // T
+    device_batch_size = min(args.device_batch_size, max(1, rows_per_step // machine.world_size))
+    batches.rows_of_rank(rows_per_step, device_batch_size, machine)
+
+    # where to go on, and with which shards: those that the run began with
+    folder = paths.checkpoint_dir("base", args.model_tag)
+    step = args.resume_from_step
+    if args.resume and (steps := checkpoint.list_steps(folder)):
+        step = steps[-1]
+    resumed = checkpoint.find("base", args.model_tag, step) if step != -1 else None
+    meta = checkpoint.read_meta(resumed) if resumed else {}
+    limit = args.num_files if args.num_files > 0 else None
+    train_files = dataset.token_files(args.corpus, tokenizer.fingerprint, "train", limit)
+    if resumed:
+        train_files = pinned(train_files, meta["data"]["shards"])
+    rows = batches.TextRows(train_files, T, tokenizer.bos, tokenizer.vocab_size, args.seed)
+    validation_files = dataset.token_files(args.corpus, tokenizer.fingerprint, "validation")
+    validation = batches.TextRows(validation_files, T, tokenizer.bos, tokenizer.vocab_size, seed=None)
+    validation_rows = max(1, min(args.eval_tokens // T, validation.num_rows))
+
+    model = build_model(config, machine, args.seed)
+    scale = 1.0 if args.no_scaling else the_plan.lr_scale
+    optimizer = MuonAdamW(
+        param_groups(
+            model.roles(),
+            config.n_embd,
+            unembedding_lr=args.unembedding_lr * scale,
+            embedding_lr=args.embedding_lr * scale,
+            matrix_lr=args.matrix_lr * scale,
+            scalar_lr=args.scalar_lr * scale,
+            weight_decay=args.weight_decay if args.no_scaling else the_plan.weight_decay,
+        ),
+        machine.rank,
+        machine.world_size,
+    )
+    progress = Progress()
+    if resumed:
+        if meta["model_config"] != config.__dict__:
+            raise ValueError(f"{resumed} has the model {meta['model_config']}, the flags ask for {config.__dict__}")
+        checkpoint.load_weights(resumed, model)
+        checkpoint.load_optimizer(resumed, optimizer)
+        progress = Progress(**meta["progress"])
+
+    counts = model.counts()
+    machine.print(
+        f"{args.model_tag}: {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads, T {T}, vocabulary "
+        f"{config.vocab_size}; {counts['total']:,} parameters\n"
+        f"{num_iterations:,} steps of {the_plan.total_batch_size:,} tokens = {the_plan.tokens:,} tokens, "
+        f"{the_plan.tokens / T / rows.num_rows:.2f} epochs of {len(train_files)} shards, {the_plan.total_flops:.2e} FLOPs\n"
+        f"{runtime.device_name(machine.device)} x {machine.world_size}, {machine.dtype}, "
+        f"attention {model.attention_backend}" + (f"; going on at step {progress.step}" if resumed else "")
+    )
+    if args.fp8:
+        machine.print("--fp8: not there yet, training in " + str(machine.dtype))
+    wants_compile = args.compile == 1 or (args.compile == -1 and machine.device.type == "cuda")
+    train_model = torch.compile(model, dynamic=False) if wants_compile else model
+    sink = results.Results(
+        "base_train", args.model_tag, machine, args.run, vars(args), resume_step=progress.step if resumed else None
+    )
+    evaluate_first = not resumed
+
+    def set_rates(step):
+        multiplier = schedules.learning_rate(
+            step, num_iterations, args.warmup_steps, args.warmdown_ratio, args.final_lr_frac
+        )
+        for group in optimizer.groups:
+            group["lr"] = group["initial_lr"] * multiplier
+            if group["kind"] == "muon":
+                group["momentum"] = schedules.muon_momentum(
+                    step, num_iterations, args.warmdown_ratio, args.momentum_ramp_steps
+                )
+                group["weight_decay"] = group["initial_weight_decay"] * schedules.weight_decay(step, num_iterations)
+        return multiplier
+
+    def between_steps(step):
+        nonlocal evaluate_first
+        last = step == num_iterations
+        if resumed and step == progress_at_start and not last:
+            return  # evaluated and saved before the interruption
+        if args.eval_every > 0 and (last or step % args.eval_every == 0):
+            progress.saw_bpb(
+                bits_per_byte(
+                    train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
+                )
+            )
+            sink.log(step, {"val/bpb": progress.val_bpb})
+            machine.print(f"step {step}: validation bits per byte {progress.val_bpb:.4f}")
+        if args.core_metric_every > 0 and (last or (step > 0 and step % args.core_metric_every == 0)):
+            if machine.is_main:
+                find_bundle(args.bundle)
+            machine.barrier()
+            core = evaluate_core(model, tokenizer, find_bundle(args.bundle), machine, args.core_metric_max_per_task)
+            progress.core = core["metric"]
+            sink.log(step, {"core_metric": core["metric"], "centered_results": centered(core)})
+            machine.print(f"step {step}: CORE {core['metric']:.4f}")
+        if args.sample_every > 0 and (last or (step > 0 and step % args.sample_every == 0)) and machine.is_main:
+            for sample in prompted(model, tokenizer):
+                machine.print(f"{sample['prompt']}|{sample['text']!r}")
+        if step > 0 and (last or (args.save_every > 0 and step % args.save_every == 0)):
+            checkpoint.save_checkpoint(
+                folder,
+                step,
+                model,
+                optimizer,
+                {
+                    "stage": "base",
+                    "tag": args.model_tag,
+                    "model_config": config.__dict__,
+                    "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
+                    "corpus": args.corpus,
+                    "flags": vars(args),
+                    "plan": the_plan.as_dict(),
+                    "device_batch_size": device_batch_size,
+                    "data": {"next_row": step * rows_per_step, "shards": [file.tokens.name for file in train_files]},
+                    "progress": progress.as_dict(),
+                },
+                machine,
+            )
+
+    progress_at_start = progress.step
+    train(
+        train_model,
+        optimizer,
+        batches.read_steps(rows, progress.step, rows_per_step, machine),
+        progress,
+        machine,
+        sink,
+        num_iterations=num_iterations,
+        device_batch_size=device_batch_size,
+        tokens_per_step=the_plan.total_batch_size,
+        flops_per_token=the_plan.flops_per_token,
+        set_rates=set_rates,
+        between_steps=between_steps,
+        describe=lambda step: {"train/epoch": (step + 1) * rows_per_step / rows.num_rows},
+    )
+    tokens = the_plan.total_batch_size * progress.timed_steps
+    rate = tokens / progress.training_time if progress.training_time else None
+    peak = runtime.peak_flops(machine.device)
+    mfu = rate * the_plan.flops_per_token / (peak * machine.world_size) if rate and peak else None
+    sink.finish(
+        {
+            "plan": the_plan.as_dict(),
+            "model": {"config": config.__dict__, "counts": counts},
+            "tokenizer": tokenizer_name,
+            "corpus": args.corpus,
+            "final": {
+                "step": progress.step,
+                "train_loss": progress.smooth_loss,
+                "val_bpb": progress.val_bpb,
+                "min_val_bpb": progress.min_val_bpb,
+                "core_metric": progress.core,
+                "tok_per_sec": rate,
+                "mfu": mfu,
+                "peak_memory_bytes": machine.peak_memory(),
+                "total_training_flops": the_plan.total_flops,
+                "tokens": the_plan.tokens,
+                "total_training_time": progress.training_time,
+            },
+        }
+    )
+    machine.print(f"the model is in {folder / f'step_{progress.step:06d}'}")
+
+
+def pinned(files, names):
+    """The token files that the interrupted run read, in its order; later arrivals wait for the next run."""
+    by_name = {file.tokens.name: file for file in files}
+    missing = [name for name in names if name not in by_name]
+    if missing:
+        raise ValueError(f"the checkpoint was reading {missing[0]}, which is gone: download and tokenize it again")
+    return [by_name[name] for name in names]
+
+
+def centered(core):
+    return {label: task["centered"] for label, task in core["tasks"].items()}
+
+
+if __name__ == "__main__":
+    main(parse_args())

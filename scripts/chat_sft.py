@@ -1,0 +1,270 @@
+"""Teach a base model to chat.
+
+python -m scripts.chat_sft --model-tag d12
+torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft -- --device-batch-size=16
+"""
+
+import argparse
+
+import torch
+
+from nanochat import batches, checkpoint, paths, results, runtime, schedules
+from nanochat.bpb import bits_per_byte
+from nanochat.chat_eval import CHATCORE_TASKS, chatcore, evaluate_task
+from nanochat.download import DownloadError
+from nanochat.gpt import GPTConfig, build_model
+from nanochat.optim import MuonAdamW, param_groups
+from nanochat.train import Progress, train
+from tasks.arc import ARC
+from tasks.common import Mixture, Slice
+from tasks.customjson import CustomJSON, identity
+from tasks.gsm8k import GSM8K
+from tasks.humaneval import HumanEval
+from tasks.mmlu import MMLU
+from tasks.smoltalk import SmolTalk
+from tasks.spellingbee import SimpleSpelling, SpellingBee
+from tasks.tinyworld import TinyWorld
+
+# Conversations of each kind that the tiny profile is taught.
+TINY = {
+    "facts": 5000,
+    "arithmetic": 2000,
+    "arithmetic_hard": 250,
+    "counting": 2000,
+    "spelling": 500,
+    "multiple_choice": 3500,
+    "stories": 2500,
+    "smalltalk": 400,
+    "identity": 300,
+    "unknown": 1200,
+}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--run", default="dummy", help="wandb run name; dummy: no wandb")
+    add("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
+    add("--model-tag", help="which base model (default: the largest d<N>)")
+    add("--model-step", type=int, help="which checkpoint of it (default: the newest)")
+    add("--load-optimizer", type=int, default=1, choices=[0, 1], help="go on with the moments of pretraining")
+    add("--mixture", default="default", choices=["default", "tiny"], help="what is taught")
+    add("--identity", help="JSONL file of conversations about who the model is (default: the public one)")
+    add("--mmlu-epochs", type=int, default=3)
+    add("--gsm8k-epochs", type=int, default=4)
+    add("--num-iterations", type=int, default=-1, help="optimizer steps (-1: one epoch)")
+    # inherited from pretraining where not given
+    add("--max-seq-len", type=int)
+    add("--device-batch-size", type=int)
+    add("--total-batch-size", type=int, help="tokens a step")
+    add("--embedding-lr", type=float)
+    add("--unembedding-lr", type=float)
+    add("--matrix-lr", type=float)
+    add("--scalar-lr", type=float, default=0.5)
+    add("--init-lr-frac", type=float, default=0.8, help="share of these rates at which SFT begins")
+    add("--warmup-ratio", type=float, default=0.0)
+    add("--warmdown-ratio", type=float, default=0.5)
+    add("--final-lr-frac", type=float, default=0.0)
+    add("--momentum-ramp-steps", type=int, default=300)
+    add("--compile", type=int, default=-1, choices=[-1, 0, 1], help="torch.compile (-1: on GPUs)")
+    # along the way
+    add("--eval-every", type=int, default=200, help="steps between measurements of bits per byte (-1: never)")
+    add("--eval-tokens", type=int, default=40 * 524288)
+    add("--chatcore-every", type=int, default=200, help="steps between measurements of ChatCORE (-1: never)")
+    add("--chatcore-max-cat", type=int, default=-1, help="problems of a multiple-choice task (-1: all)")
+    add("--chatcore-max-sample", type=int, default=24, help="problems of a generative task")
+    add("--save-every", type=int, default=-1, help="steps between checkpoints (-1: only at the end)")
+    add("--resume", action="store_true", help="go on from the newest SFT checkpoint of this tag, or start")
+    return parser.parse_args(argv)
+
+
+def training_mixture(args):
+    """What is taught, and how often: one list of conversations, shuffled."""
+    if args.mixture == "tiny":
+        return Mixture([TinyWorld(kind, "train", size) for kind, size in TINY.items()])
+    about_itself = CustomJSON(args.identity) if args.identity else identity()
+    return Mixture(
+        [
+            SmolTalk("train"),  # 460K
+            *[about_itself] * 2,
+            *[MMLU("all", "auxiliary_train")] * args.mmlu_epochs,  # 100K each
+            *[GSM8K("train")] * args.gsm8k_epochs,  # 8K each
+            SimpleSpelling(size=200_000, split="train"),
+            SpellingBee(size=80_000, split="train"),
+        ]
+    )
+
+
+def validation_mixture(args):
+    if args.mixture == "tiny":
+        return Mixture([TinyWorld(kind, "test", 100) for kind in ("facts_new_phrasing", "arithmetic", "stories")])
+    return Mixture([SmolTalk("test"), Slice(MMLU("all", "test"), stop=5200), Slice(GSM8K("test"), stop=420)])
+
+
+def main(args):
+    machine = runtime.start(args.device_type)
+    try:
+        teach(args, machine)
+    except (ValueError, DownloadError) as error:  # a user's mistake: the message says what mends it
+        raise SystemExit(str(error)) from error
+    finally:
+        runtime.close(machine)
+
+
+def teach(args, machine):
+    base = checkpoint.find("base", args.model_tag, args.model_step)
+    base_meta = checkpoint.read_meta(base)
+    tag, flags = base_meta["tag"], base_meta["flags"]
+    tokenizer = checkpoint.load_tokenizer(base_meta)
+    config = GPTConfig(**base_meta["model_config"])
+    T = args.max_seq_len or config.sequence_len
+    total_batch_size = args.total_batch_size or base_meta["plan"]["total_batch_size"]
+    if total_batch_size % T:
+        raise ValueError(f"--total-batch-size {total_batch_size} is not a multiple of --max-seq-len {T}")
+    rows_per_step = total_batch_size // T
+    device_batch_size = args.device_batch_size or base_meta["device_batch_size"]
+    device_batch_size = min(device_batch_size, max(1, rows_per_step // machine.world_size))
+    batches.rows_of_rank(rows_per_step, device_batch_size, machine)
+
+    folder = paths.checkpoint_dir("sft", tag)
+    resumed = folder / f"step_{steps[-1]:06d}" if args.resume and (steps := checkpoint.list_steps(folder)) else None
+    start = resumed or base
+    model = build_model(config, machine, seed=None)
+    checkpoint.load_weights(start, model)
+    rates = {name: getattr(args, name) or flags[name] for name in ("embedding_lr", "unembedding_lr", "matrix_lr")}
+    rates["scalar_lr"] = args.scalar_lr
+    rates = {name: rate * args.init_lr_frac for name, rate in rates.items()}
+    optimizer = MuonAdamW(
+        param_groups(model.roles(), config.n_embd, weight_decay=0.0, **rates), machine.rank, machine.world_size
+    )
+    if resumed or args.load_optimizer:
+        checkpoint.load_optimizer(start, optimizer)
+    progress = Progress(**checkpoint.read_meta(resumed)["progress"]) if resumed else Progress()
+
+    conversations = training_mixture(args)
+    scratch = folder / ".rows"
+    rows = batches.render_conversations(conversations, tokenizer, T, machine, scratch / "train")
+    validation = batches.render_conversations(validation_mixture(args), tokenizer, T, machine, scratch / "validation")
+    validation_rows = max(1, min(args.eval_tokens // T, validation.num_rows))
+    num_iterations = args.num_iterations if args.num_iterations > 0 else max(1, rows.num_rows // rows_per_step)
+    supervised = float(rows.mask.sum()) / len(rows.ids)
+    machine.print(
+        f"{tag}: {len(conversations):,} conversations in {rows.num_rows:,} rows of {T} tokens, {supervised:.0%} of the "
+        f"tokens learned; {num_iterations:,} steps of {rows_per_step} rows"
+        + (f"; going on at step {progress.step}" if resumed else "")
+    )
+    wants_compile = args.compile == 1 or (args.compile == -1 and machine.device.type == "cuda")
+    train_model = torch.compile(model, dynamic=False) if wants_compile else model
+    sink = results.Results(
+        "chat_sft", tag, machine, args.run, vars(args), "nanochat-sft", progress.step if resumed else None
+    )
+
+    def set_rates(step):
+        multiplier = schedules.learning_rate_by_progress(
+            step / num_iterations, args.warmup_ratio, args.warmdown_ratio, args.final_lr_frac
+        )
+        for group in optimizer.groups:
+            group["lr"] = group["initial_lr"] * multiplier
+            if group["kind"] == "muon":
+                group["momentum"] = schedules.sft_muon_momentum(step, args.momentum_ramp_steps)
+        return multiplier
+
+    def between_steps(step):
+        last = step == num_iterations
+        if resumed and step == first_step and not last:
+            return  # evaluated and saved before the interruption
+        if args.eval_every > 0 and (last or step % args.eval_every == 0):
+            progress.saw_bpb(
+                bits_per_byte(
+                    train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
+                )
+            )
+            sink.log(step, {"val/bpb": progress.val_bpb})
+            machine.print(f"step {step}: validation bits per byte {progress.val_bpb:.4f}")
+        if args.chatcore_every > 0 and (last or (step > 0 and step % args.chatcore_every == 0)):
+            scores = examine(args, model, tokenizer, machine)
+            progress.chatcore = chatcore(scores)
+            by_task = {f"chatcore/{name}": score["accuracy"] for name, score in scores.items()}
+            sink.log(step, {"chatcore_metric": progress.chatcore, **by_task})
+            machine.print(f"step {step}: ChatCORE {progress.chatcore:.4f}")
+        if step > 0 and (last or (args.save_every > 0 and step % args.save_every == 0)):
+            checkpoint.save_checkpoint(
+                folder,
+                step,
+                model,
+                optimizer,
+                {
+                    "stage": "sft",
+                    "tag": tag,
+                    "model_config": config.__dict__,
+                    "tokenizer": base_meta["tokenizer"],
+                    "corpus": base_meta["corpus"],
+                    "flags": vars(args),
+                    "base_step": base_meta["step"],
+                    "device_batch_size": device_batch_size,
+                    "data": {"next_row": step * rows_per_step},
+                    "progress": progress.as_dict(),
+                },
+                machine,
+            )
+
+    first_step = progress.step
+    flops_per_token = model.flops_per_token()
+    train(
+        train_model,
+        optimizer,
+        batches.read_steps(rows, first_step, rows_per_step, machine),
+        progress,
+        machine,
+        sink,
+        num_iterations=num_iterations,
+        device_batch_size=device_batch_size,
+        tokens_per_step=total_batch_size,
+        flops_per_token=flops_per_token,
+        set_rates=set_rates,
+        between_steps=between_steps,
+        describe=lambda step: {"train/epoch": (step + 1) * rows_per_step / rows.num_rows},
+    )
+    rate = total_batch_size * progress.timed_steps / progress.training_time if progress.training_time else None
+    sink.finish(
+        {
+            "conversations": len(conversations),
+            "rows": rows.num_rows,
+            "final": {
+                "step": progress.step,
+                "train_loss": progress.smooth_loss,
+                "val_bpb": progress.val_bpb,
+                "min_val_bpb": progress.min_val_bpb,
+                "chatcore_metric": progress.chatcore,
+                "tok_per_sec": rate,
+                "peak_memory_bytes": machine.peak_memory(),
+                "total_training_flops": flops_per_token * total_batch_size * progress.step,
+                "tokens": total_batch_size * progress.step,
+                "total_training_time": progress.training_time,
+            },
+        }
+    )
+    machine.print(f"the model is in {folder / f'step_{progress.step:06d}'}")
+
+
+def examine(args, model, tokenizer, machine):
+    """A quick ChatCORE: name -> result."""
+    tasks = {
+        "ARC-Easy": ARC("ARC-Easy", "test"),
+        "ARC-Challenge": ARC("ARC-Challenge", "test"),
+        "MMLU": MMLU("all", "test"),
+        "GSM8K": GSM8K("test"),
+        "HumanEval": HumanEval(),
+        "SpellingBee": SpellingBee(size=256, split="test"),
+    }
+    scores = {}
+    for name in CHATCORE_TASKS:
+        limit = args.chatcore_max_cat if tasks[name].kind == "categorical" else args.chatcore_max_sample
+        scores[name], _ = evaluate_task(
+            tasks[name], model, tokenizer, machine, max_problems=limit if limit > 0 else None
+        )
+    return scores
+
+
+if __name__ == "__main__":
+    main(parse_args())

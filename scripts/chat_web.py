@@ -1,0 +1,100 @@
+"""Serve a model with the chat page: `python -m scripts.chat_web`, then open http://127.0.0.1:8000."""
+
+import argparse
+import contextlib
+import dataclasses
+import socket
+
+SMALL_MODEL = 50_000_000  # parameters; below, one step is too little work to share between CPU threads
+SHUTDOWN_SECONDS = 3  # for answers that are being written when the server is told to end
+
+
+def parse_args(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Serve a model with the chat page.")
+    parser.add_argument("-n", "--num-gpus", type=int, default=1, help="replicas of the model, one a GPU")
+    parser.add_argument("-i", "--source", choices=["base", "sft", "rl"], default="sft", help="which stage's model")
+    parser.add_argument("-g", "--model-tag", default=None, help="default: the largest d<N>")
+    parser.add_argument("-s", "--step", type=int, default=None, help="default: the newest")
+    parser.add_argument("-t", "--temperature", type=float, default=0.8, help="where a request does not say (0 to 2)")
+    parser.add_argument("-k", "--top-k", type=int, default=50, help="where a request does not say (0 to 200; 0: all)")
+    parser.add_argument("-m", "--max-tokens", type=int, default=512, help="of an answer, where a request does not say")
+    parser.add_argument("-p", "--port", type=int, default=8000, help="0 takes any that is free")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (there is no password)")
+    parser.add_argument("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
+    args = parser.parse_args(argv)
+    bounds = {"num-gpus": 64, "temperature": 2, "top-k": 200, "max-tokens": 4096, "port": 65535}
+    for name, high in bounds.items():
+        value, low = getattr(args, name.replace("-", "_")), int(name in ("num-gpus", "max-tokens"))
+        if not low <= value <= high:
+            parser.error(f"--{name} is {value}, expected {low} to {high}")
+    return args
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port before the model is loaded, so that one in use is known at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise SystemExit(f"cannot listen on {host}:{port} ({error.strerror}): try another --port or --host") from error
+
+
+def replica_devices(device, count: int) -> list:
+    """The devices of `count` replicas, of which the first is on `device`."""
+    import torch
+
+    if count == 1:
+        return [device]
+    there = torch.cuda.device_count() if device.type == "cuda" else 1
+    if count > there:
+        raise SystemExit(f"--num-gpus {count} needs {count} CUDA devices, this run has {there} ({device.type})")
+    return [torch.device("cuda", index) for index in range(count)]
+
+
+def main(args: argparse.Namespace) -> None:
+    # Here, so that --help and wrong flags do not wait for torch.
+    import torch
+    import uvicorn
+
+    from nanochat import runtime
+    from nanochat.checkpoint import CheckpointError, load_model
+    from nanochat.engine import Engine
+    from nanochat.engine_worker import EngineWorker
+    from nanochat.server import create_app
+    from nanochat.tokenizer import TokenizerError
+
+    with contextlib.closing(listen(args.host, args.port)) as listener:
+        run = runtime.start(args.device_type)
+        workers = []
+        try:
+            for gpu, device in enumerate(replica_devices(run.device, args.num_gpus)):
+                replica = dataclasses.replace(run, device=device)
+                model, tokenizer, meta = load_model(args.source, replica, args.model_tag, args.step)
+                workers.append(EngineWorker(Engine(model, tokenizer), gpu))
+        except (CheckpointError, TokenizerError) as error:
+            raise SystemExit(str(error)) from error
+        if run.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
+            torch.set_num_threads(1)  # leaves the other cores to the event loop and to other programs
+        model_name = f"{meta['tag']} · {meta['stage']} · step {meta['step']}"
+        app = create_app(
+            workers,
+            tokenizer,
+            model.config.sequence_len,
+            temperature=args.temperature,
+            top_k=args.top_k,
+            max_tokens=args.max_tokens,
+            model_name=model_name,
+        )
+        host, port = listener.getsockname()[:2]
+        print(f"nanochat {model_name} on {run.device}" + (f", {len(workers)} replicas" if len(workers) > 1 else ""))
+        if host not in ("127.0.0.1", "::1"):
+            print("Anyone who can reach this machine can chat with it: there is no password.")
+        print(f"Open http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)", flush=True)
+        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down when it lets this one through
+            uvicorn.Server(config).run(sockets=[listener])
+        runtime.close(run)
+
+
+if __name__ == "__main__":
+    main(parse_args())

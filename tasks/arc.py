@@ -1,0 +1,39 @@
+"""ARC (arXiv 1803.05457): science questions of primary school, as multiple choice."""
+
+from nanochat.dataset import hub_rows
+from tasks.common import Task, check_index, check_rows, multiple_choice_conversation, shuffled
+
+REPO = "allenai/ai2_arc"
+
+
+class ARC(Task):
+    """`subset` is "ARC-Easy" or "ARC-Challenge"; `split` is "train", "validation" or "test"."""
+
+    kind = "categorical"
+    baseline = 0.25
+
+    def __init__(self, subset, split):
+        if subset not in ("ARC-Easy", "ARC-Challenge"):
+            raise ValueError(f"expected the subset ARC-Easy or ARC-Challenge, got {subset!r}")
+        self.name = subset
+        source = (REPO, subset, split)
+        rows = check_rows(hub_rows(*source), source, {"question": str, "choices": dict, "answerKey": str})
+        for i, row in enumerate(rows):
+            labels, texts = row["choices"].get("label"), row["choices"].get("text")
+            if not labels or not texts or len(labels) != len(texts) or row["answerKey"] not in labels:
+                raise ValueError(
+                    f"{'/'.join(source)} row {i}: expected as many labels as choices, and the answer among the labels; "
+                    f"got labels {labels}, {len(texts or [])} choices, answer {row['answerKey']!r}"
+                )
+        self.rows = shuffled(rows)
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        row = self.rows[check_index(index, len(self))]
+        choices = row["choices"]  # the labels are the row's own: most are A to D, some 1 to 4, some have 3 or 5
+        return multiple_choice_conversation(row["question"], choices["label"], choices["text"], row["answerKey"])
+
+    def evaluate(self, conversation, answer):
+        return answer == conversation["messages"][-1]["content"]

@@ -1,0 +1,214 @@
+"""What the terminal chat promises: only the answer with -p, a history that fits, and a Ctrl-C that stops answers.
+And what `chat_web` does before and after it serves."""
+
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+import torch
+
+from nanochat import paths
+from nanochat.checkpoint import save_checkpoint
+from nanochat.engine import Event
+from nanochat.gpt import GPTConfig, build_model
+from nanochat.runtime import start
+from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
+from scripts import chat_cli, chat_web
+
+ROOT = Path(__file__).parents[1]
+TOKENIZER = Tokenizer(SPLIT_PATTERN, [bytes([byte]) for byte in range(256)])
+
+
+class FakeEngine:
+    """Answers "one two three"; `on_token` is called with the number of tokens said before each one."""
+
+    def __init__(self, answer="one two three", on_token=lambda count: None):
+        self.answer, self.on_token = answer, on_token
+        self.requests, self.cancelled = [], []
+
+    def stream(self, request):
+        self.requests.append(request)
+        answer = TOKENIZER.encode(self.answer)
+        for count, token in enumerate(answer):
+            self.on_token(count)
+            yield Event(1, token, False, "length" if count + 1 == request.max_tokens else None)
+            if count + 1 == request.max_tokens:
+                return
+        yield Event(1, None, False, "stop")
+
+    def cancel(self, row):
+        self.cancelled.append(row)
+
+
+def chat_with(engine, context=1000):
+    return chat_cli.Chat(engine, TOKENIZER, context, temperature=0.6, top_k=50)
+
+
+def type_lines(monkeypatch, *lines):
+    """Make input() return these lines, raise those that are exceptions, and end with Ctrl-D."""
+    waiting = [*lines, EOFError()]
+
+    def fake_input(prompt=""):
+        line = waiting.pop(0)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    monkeypatch.setattr("builtins.input", fake_input)
+
+
+def text_of(ids):
+    return TOKENIZER.decode(ids)
+
+
+def test_the_history_is_part_of_the_next_prompt_until_it_is_cleared(monkeypatch, capsys):
+    engine = FakeEngine()
+    type_lines(monkeypatch, "first question", "second question", "/clear", "third question")
+    chat_cli.converse(chat_with(engine))
+    second, third = (text_of(request.prompt) for request in engine.requests[1:])
+    assert "first question" in second and "one two three" in second and "second question" in second
+    assert "question" not in third.replace("third question", "")
+    assert capsys.readouterr().out.count("nanochat: one two three\n") == 3
+
+
+def test_quit_leaves_and_unknown_commands_are_not_sent_to_the_model(monkeypatch, capsys):
+    engine = FakeEngine()
+    type_lines(monkeypatch, "", "/help", "/nonsense", "/quit", "never asked")
+    chat_cli.converse(chat_with(engine))
+    assert not engine.requests
+    out = capsys.readouterr().out
+    assert "/clear" in out and "/nonsense is not a command" in out
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(monkeypatch, capsys):
+    def interrupt(count):
+        if count == 7 and len(engine.requests) == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    engine = FakeEngine(on_token=interrupt)
+    type_lines(monkeypatch, "first question", "second question")
+    before = signal.getsignal(signal.SIGINT)
+    chat_cli.converse(chat_with(engine))
+    assert engine.cancelled == [1]
+    assert "one two " in text_of(engine.requests[1].prompt) and "three" not in text_of(engine.requests[1].prompt)
+    captured = capsys.readouterr()
+    assert "stopped" in captured.err and "one two three" in captured.out
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_at_the_prompt_does_not_leave(monkeypatch, capsys):
+    engine = FakeEngine()
+    type_lines(monkeypatch, KeyboardInterrupt(), "a question")
+    chat_cli.converse(chat_with(engine))
+    assert len(engine.requests) == 1
+
+
+def test_a_long_history_keeps_its_beginning_mark_and_newest_turns_and_says_so(monkeypatch, capsys):
+    engine = FakeEngine()
+    type_lines(monkeypatch, *(f"question {i} " + "x" * 60 for i in range(9)))
+    chat_cli.converse(chat_with(engine, context=300))
+    last = engine.requests[-1]
+    assert last.prompt[0] == TOKENIZER.bos and last.prompt.count(TOKENIZER.bos) == 1
+    assert "question 8" in text_of(last.prompt) and "question 0" not in text_of(last.prompt)
+    assert all(len(request.prompt) + request.max_tokens <= 300 for request in engine.requests)
+    assert "too long" in capsys.readouterr().err
+
+
+def test_an_answer_that_is_cut_off_says_so(capsys):
+    chat_cli.say(chat_with(FakeEngine(answer="x" * 1000)).answer("hi"))
+    captured = capsys.readouterr()
+    assert captured.out == "x" * chat_cli.MAX_TOKENS + "\n" and "cut off after 256 tokens" in captured.err
+
+
+@pytest.fixture
+def tiny_model(tmp_path, monkeypatch):
+    """A model of random weights on disk, found as any trained one is."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    runtime = start("cpu")
+    config = GPTConfig(64, TOKENIZER.vocab_size, n_layer=2, n_head=2, n_kv_head=2, n_embd=64, window_pattern="L")
+    model = build_model(config, runtime, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.1)
+    TOKENIZER.save(paths.tokenizer_dir("letters-265"))
+    meta = {
+        "stage": "sft",
+        "tag": "d2",
+        "model_config": vars(config),
+        "tokenizer": {"name": "letters-265", "fingerprint": TOKENIZER.fingerprint},
+    }
+    save_checkpoint(paths.checkpoint_dir("sft", "d2"), 5, model, None, meta, runtime)
+    return tmp_path
+
+
+def test_one_question_prints_the_answer_and_nothing_else(tiny_model, capsys):
+    arguments = ["-p", "Who are you?", "--device-type", "cpu", "-t", "0"]
+    chat_cli.main(chat_cli.parse_args(arguments))
+    answer = capsys.readouterr().out
+    assert "nanochat" not in answer and "Who are you" not in answer
+    command = [sys.executable, "-m", "scripts.chat_cli", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)
+    assert (result.returncode, result.stdout) == (0, answer)
+
+
+def test_without_a_model_it_names_the_command_that_makes_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+    with pytest.raises(SystemExit, match="scripts.chat_sft"):
+        chat_cli.main(chat_cli.parse_args(["--device-type", "cpu"]))
+
+
+@pytest.mark.parametrize("arguments", [["-t", "3"], ["-t", "nan"], ["-k", "-1"], ["-i", "gpt4"]])
+def test_impossible_settings_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        chat_cli.parse_args(arguments)
+    assert "usage" in capsys.readouterr().err
+
+
+def test_help_and_wrong_flags_do_not_wait_for_torch():
+    code = (
+        "import sys, scripts.chat_cli, scripts.chat_web; sys.exit('torch' in sys.modules or 'fastapi' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_chat_web_serves_the_model_and_ends_on_ctrl_c(tiny_model):
+    command = [sys.executable, "-m", "scripts.chat_web", "--port", "0", "--device-type", "cpu"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, encoding="utf-8") as server:
+        try:
+            opening = [server.stdout.readline() for _ in range(2)]
+            assert "d2 · sft · step 5" in opening[0]
+            url = opening[1].split()[1]
+            session = requests.Session()
+            session.trust_env = False  # no proxy between here and here
+            assert session.get(f"{url}/health", timeout=30).json()["ready"]
+            body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
+            answer = session.post(f"{url}/chat/completions", json=body, timeout=30)
+            assert answer.text.endswith('data: {"done": true}\n\n')
+        finally:
+            server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+
+
+def test_chat_web_says_at_once_that_a_port_is_taken():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"cannot listen on 127.0.0.1:{port}"):
+            chat_web.main(chat_web.parse_args(["-p", port]))
+
+
+def test_chat_web_has_one_replica_without_several_gpus():
+    assert chat_web.replica_devices(torch.device("cpu"), 1) == [torch.device("cpu")]
+    with pytest.raises(SystemExit, match="--num-gpus 2"):
+        chat_web.replica_devices(torch.device("cpu"), 2)
+
+
+@pytest.mark.parametrize("arguments", [["-n", "0"], ["-t", "3"], ["-k", "201"], ["-m", "4097"], ["-p", "70000"]])
+def test_chat_web_refuses_settings_out_of_bounds(arguments, capsys):
+    with pytest.raises(SystemExit):
+        chat_web.parse_args(arguments)
+    assert "expected" in capsys.readouterr().err

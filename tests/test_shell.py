@@ -1,0 +1,212 @@
+"""The shell scripts: they parse, they run on an old bash, and --dry-run prints the commands of every profile."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted([ROOT / "speedrun.sh", *(ROOT / "runs").glob("*.sh"), ROOT / ".ci" / "run"])
+
+pytestmark = pytest.mark.skipif(not shutil.which("bash"), reason="no bash on this machine")
+
+
+@pytest.fixture
+def bash(tmp_path):
+    """Runs `bash ARGUMENTS` on a machine with the given GPUs: (name, MiB) each."""
+
+    def run(*arguments, gpus=(), folder=ROOT, **environment):
+        tools = tmp_path / "tools"
+        tools.mkdir(exist_ok=True)
+        smi = tools / "nvidia-smi"
+        lines = "\n".join(f"echo '{memory}, {name}'" for name, memory in gpus) or "exit 9"
+        smi.write_text(f"#!/bin/sh\n{lines}\n")
+        smi.chmod(0o755)
+        env = {k: v for k, v in os.environ.items() if not re.match("NANOCHAT_|WANDB_|CUDA_|SINGLE_HOURS|OMP_", k)}
+        env |= {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "NANOCHAT_BASE_DIR": str(tmp_path / "base")}
+        command = ["bash", *map(str, arguments)]
+        return subprocess.run(command, cwd=folder, env=env | environment, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def dry(bash, *flags, **keywords):
+    done = bash("speedrun.sh", "--dry-run", *flags, **keywords)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def modules(lines):
+    return [found[1] for line in lines if (found := re.search(r"-m (nanochat\.\w+|scripts\.\w+)", line))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_parses(bash, script):
+    done = bash("-n", script)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_shellcheck_finds_nothing():
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if not shellcheck:
+        pytest.skip("shellcheck is not installed")
+    done = subprocess.run([shellcheck, "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# What macOS's bash 3.2 and BSD tools do not know.
+TOO_NEW = {
+    "associative array": r"\b(declare|local|typeset)\s+-[a-zA-Z]*A",
+    "mapfile": r"\b(mapfile|readarray)\b",
+    "case conversion": r"\$\{\w+(,,?|\^\^?)",
+    "name reference": r"\b(declare|local)\s+-n\b",
+    "wait -n": r"\bwait\s+-n\b",
+    "|&": r"\|&",
+    "&>>": r"&>>",
+    "coproc": r"\bcoproc\b",
+    "negative substring": r"\$\{\w+:[^}]*:\s*-",
+    "EPOCHSECONDS": r"\$\{?EPOCH",
+    "printf time": r"%\(.*\)T",
+    "${x@Q}": r"\$\{\w+@[A-Z]\}",
+    "readlink -f": r"\breadlink\s+-f",
+    "realpath": r"\brealpath\b",
+    "sed -i": r"\bsed\s+(-[a-zA-Z]+\s+)*-i",
+    "GNU sed or grep": r"\bsed\s+-r\b|\bgrep\s+(-\w+\s+)*-\w*P",
+    "date -d": r"\bdate\s+(-\w+\s+)*(-d|--)",
+    "date %N": r"\bdate\b.*%[0-9]*N",
+    "stat": r"\bstat\s+-",
+    "nproc, free": r"(^|\$\(|[|;&])\s*(nproc|free)(\s|\)|$)",
+    "xargs -r": r"\bxargs\s+-\w*r",
+    "timeout": r"^\s*timeout\s|[|&(]\s*timeout\s",
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_nothing_needs_a_newer_bash_or_gnu_tools(script):
+    lines = [line for line in script.read_text().splitlines() if not line.lstrip().startswith("#")]
+    found = [f"{what}: {line}" for what, pattern in TOO_NEW.items() for line in lines if re.search(pattern, line)]
+    assert not found
+
+
+def test_the_gpt2_dry_run_is_the_gpt2_speedrun(bash):
+    lines = dry(bash, "--profile", "gpt2")
+    run = "torchrun --standalone --nproc_per_node=8 -m"
+    tokenizer = "--corpus=climbmix --vocab-size=32768"
+    assert lines[:7] == [
+        "bash runs/00_setup.sh",
+        "python -m nanochat.dataset -n 8",
+        "python -m nanochat.dataset -n 170 &",
+        f"python -m scripts.tok_train {tokenizer}",
+        f"python -m nanochat.dataset tokenize {tokenizer} -n 170 --wait",
+        "wait",
+        f"python -m scripts.tok_eval {tokenizer}",
+    ]
+    pretrain, base_eval, sft, chat_eval, rl, report, copy = lines[7:]
+    assert pretrain.startswith(f"{run} scripts.base_train -- --depth=24 --target-param-data-ratio=8 ")
+    assert {"--fp8", "--device-batch-size=16", "--model-tag=d24", "--run=dummy"} < set(pretrain.split())
+    assert base_eval.startswith(f"{run} scripts.base_eval -- --eval=core,bpb,sample --bundle=eval_bundle --model-tag=d24")
+    assert sft.startswith(f"{run} scripts.chat_sft -- --mixture=default")
+    assert chat_eval == f"{run} scripts.chat_eval -- -i sft -g d24"  # all six tasks
+    assert rl.startswith(("# 07_rl", f"{run} scripts.chat_rl"))
+    assert report == "python -m nanochat.report generate --model-tag=d24"
+    assert copy.startswith("cp ") and copy.endswith("report.md")
+
+
+@pytest.mark.parametrize("profile", ["smoke", "tiny"])
+def test_small_profiles_run_offline_in_one_process(bash, profile):
+    lines = dry(bash, "--profile", profile)
+    wanted = "tinyworld tok_train dataset tok_eval base_train base_eval chat_sft chat_eval report".split()
+    assert [name.split(".")[1] for name in modules(lines) if not name.endswith("chat_rl")] == wanted
+    assert not [line for line in lines if "torchrun" in line or "climbmix" in line]
+    assert len([line for line in lines if f"={profile}" in line or f"-g {profile}" in line]) >= 5
+
+
+@pytest.mark.parametrize(
+    "gpus, tag, launcher",
+    [
+        ([], "tiny", "python -m scripts.base_train"),
+        ([("NVIDIA GeForce RTX 4090", 24564)], "d12", "--nproc_per_node=1 "),
+        ([("NVIDIA H100 80GB HBM3", 81559)] * 3, "d18", "--nproc_per_node=2 "),
+        ([("NVIDIA H100 80GB HBM3", 81559)] * 8, "d24", "--nproc_per_node=8 "),
+        ([("Some Card", 8192)], "d8", "--nproc_per_node=1 "),
+    ],
+)
+def test_the_profile_follows_the_machine(bash, gpus, tag, launcher):
+    (line,) = dry(bash, "--only", "pretrain", gpus=gpus)
+    assert f"--model-tag={tag} " in line and launcher in line
+
+
+def test_hidden_gpus_do_not_count(bash):
+    gpus = [("NVIDIA H100 80GB HBM3", 81559)] * 8
+    (line,) = dry(bash, "--only", "03", gpus=gpus, CUDA_VISIBLE_DEVICES="")
+    assert "--model-tag=tiny" in line
+    (line,) = dry(bash, "--only", "03", gpus=gpus, CUDA_VISIBLE_DEVICES="2,3")
+    assert "--nproc_per_node=2 " in line
+
+
+def test_more_hours_buy_depth_and_less_memory_fewer_rows(bash):
+    def pretrain(memory, hours):
+        gpus = [("NVIDIA A100", memory)]
+        (line,) = dry(bash, "--profile=single", "--only=3", gpus=gpus, SINGLE_HOURS=str(hours))
+        return [int(re.search(rf"--{flag}=(\d+)", line)[1]) for flag in ("depth", "device-batch-size")]
+
+    assert pretrain(81920, 24)[0] > pretrain(81920, 4)[0]
+    assert pretrain(20480, 2)[1] < pretrain(81920, 2)[1]
+
+
+@pytest.mark.parametrize("stage", ["3", "03", "pretrain", "03_pretrain"])
+def test_only_takes_a_number_or_a_name(bash, stage):
+    assert modules(dry(bash, "--profile", "tiny", "--only", stage)) == ["scripts.base_train"]
+
+
+def test_from_takes_the_stage_and_all_after_it(bash):
+    names = modules(dry(bash, "--profile=tiny", "--from=sft", "--serve"))
+    assert names[0] == "scripts.chat_sft" and names[-1] == "scripts.chat_web" and "scripts.base_train" not in names
+
+
+def test_depth_gives_another_model_another_tag(bash):
+    (line,) = dry(bash, "--profile", "gpt2", "--depth", "12", "--only", "3")
+    assert "--depth=12 " in line and "--model-tag=d12 " in line
+    (line,) = dry(bash, "--profile", "tiny", "--depth", "6", "--only", "3")
+    assert "--depth=6 " in line and "--model-tag=tiny-d6 " in line
+
+
+def test_the_wandb_name_is_passed_on(bash):
+    lines = dry(bash, "--profile", "tiny", WANDB_RUN="my run")
+    assert [line for line in lines if "base_train" in line][0].endswith("'--run=my run'")
+    assert len([line for line in lines if "'--run=my run'" in line]) >= 2
+
+
+@pytest.mark.parametrize(
+    "flags, word",
+    [
+        (["--profile", "huge"], "smoke, tiny, single or gpt2"),
+        (["--profile"], "needs a value"),
+        (["--depth", "many"], "whole number"),
+        (["--depth=0"], "whole number"),
+        (["--only", "nine"], "no stage 'nine'"),
+        (["--from", "3", "--only", "4"], "exclude each other"),
+        (["--fast"], "unknown flag '--fast'"),
+        (["tiny"], "unknown flag 'tiny'"),
+    ],
+)
+def test_bad_flags_get_one_line_and_exit_2(bash, flags, word):
+    done = bash("speedrun.sh", *flags)
+    assert done.returncode == 2 and not done.stdout
+    assert len(done.stderr.splitlines()) == 1 and word in done.stderr
+
+
+def test_gpu_profiles_refuse_a_machine_without_one(bash):
+    done = bash("speedrun.sh", "--profile", "gpt2")
+    assert done.returncode == 1 and not done.stdout
+    assert len(done.stderr.splitlines()) == 1 and "--profile tiny" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["speedrun.sh", *sorted(f"runs/{path.name}" for path in SCRIPTS if path.name[0] == "0")])
+def test_help_says_what_a_script_is_for(bash, script):
+    done = bash(script, "--help")
+    assert done.returncode == 0 and len(done.stdout.splitlines()) >= 2 and "shellcheck" not in done.stdout
