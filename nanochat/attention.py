@@ -41,10 +41,20 @@ def flash_function():
     return flash_attn_func
 
 
-@torch.compiler.disable
 def attend_flash(q, k, v, window):
-    out = flash_function()(q, k, v, causal=True, window_size=(window, 0))
-    return out[0] if isinstance(out, tuple) else out
+    return _uncompiled_flash()(q, k, v, window)
+
+
+@lru_cache
+def _uncompiled_flash():
+    """The kernels are no torch operators: a compiled model calls them as they are. Made on first use, since this alone
+    loads the compiler (a second and more)."""
+
+    def flash(q, k, v, window):
+        out = flash_function()(q, k, v, causal=True, window_size=(window, 0))
+        return out[0] if isinstance(out, tuple) else out
+
+    return torch.compiler.disable(flash)
 
 
 def attend_flex(q, k, v, window):

@@ -39,28 +39,28 @@ def render(tokenizer: Tokenizer, conversation: dict, max_tokens: int | None = No
     """ids and mask of a whole conversation. Mask 1: what the assistant says and its end mark, tool calls with theirs;
     0: everything else, tool outputs included."""
     ids, mask = [tokenizer.bos], [0]
-
-    def add(tokens, learned):
-        ids.extend(tokens)
-        mask.extend([learned] * len(tokens))
-
-    special = tokenizer.special
     for message in check_messages(conversation["messages"]):
-        content = message["content"]
-        if message["role"] == "user":
-            add([special["<|user_start|>"], *tokenizer.encode(content), special["<|user_end|>"]], 0)
-            continue
-        add([special["<|assistant_start|>"]], 0)
-        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
-            tokens = tokenizer.encode(part["text"])
-            if part["type"] != "text":
-                if part["type"] not in PART_MARKS:
-                    raise ConversationError(f"part of type {part['type']!r}; expected text, python or python_output")
-                first, last = PART_MARKS[part["type"]]
-                tokens = [special[first], *tokens, special[last]]
-            add(tokens, int(part["type"] != "python_output"))
-        add([special["<|assistant_end|>"]], 1)
+        for tokens, learned in _render_message(tokenizer, message):
+            ids += tokens
+            mask += [learned] * len(tokens)
     return ids[:max_tokens], mask[:max_tokens]
+
+
+def _render_message(tokenizer: Tokenizer, message: dict) -> list[tuple[list[int], int]]:
+    """Pieces of (ids, whether they are learned)."""
+    special, content = tokenizer.special, message["content"]
+    if message["role"] == "user":
+        return [([special["<|user_start|>"], *tokenizer.encode(content), special["<|user_end|>"]], 0)]
+    pieces = [([special["<|assistant_start|>"]], 0)]
+    for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+        tokens = tokenizer.encode(part["text"])
+        if part["type"] != "text":
+            if part["type"] not in PART_MARKS:
+                raise ConversationError(f"part of type {part['type']!r}; expected text, python or python_output")
+            first, last = PART_MARKS[part["type"]]
+            tokens = [special[first], *tokens, special[last]]
+        pieces.append((tokens, int(part["type"] != "python_output")))
+    return [*pieces, ([special["<|assistant_end|>"]], 1)]
 
 
 def prompt(tokenizer: Tokenizer, conversation: dict) -> list[int]:
@@ -76,17 +76,28 @@ def prompt(tokenizer: Tokenizer, conversation: dict) -> list[int]:
 def fit_prompt(tokenizer: Tokenizer, messages: list[dict], limit: int) -> tuple[list[int], int]:
     """A prompt of at most `limit` ids: the beginning mark and the newest turns. Returns (ids, messages dropped).
 
-    When the last message alone is too long, its own end is kept.
+    When the last message alone is too long, its own end is kept, and it counts as dropped too.
     """
     messages = check_messages(messages)
-    for dropped in range(0, len(messages), 2):  # a turn: what the user said and the answer
-        ids = prompt(tokenizer, {"messages": messages[dropped:]})
-        if len(ids) <= limit or dropped + 2 >= len(messages):
-            break
-    if len(ids) > limit:  # keep bos, user_start, and the newest ids
-        ids = ids[:2] + ids[len(ids) - (limit - 2) :]
-        dropped += 1
-    return ids, dropped
+    if not messages or messages[-1]["role"] != "user":
+        raise ConversationError("there is no user message to answer")
+    end = [tokenizer.special["<|assistant_start|>"]]
+    room = limit - 1 - len(end)
+    kept: list[int] = []
+    for first in reversed(range(0, len(messages), 2)):  # a turn: what the user said and the answer
+        turn = [
+            token
+            for message in messages[first : first + 2]
+            for tokens, _ in _render_message(tokenizer, message)
+            for token in tokens
+        ]
+        if len(kept) + len(turn) > room:
+            if not kept:
+                kept = turn[:1] + turn[len(turn) - (room - 1) :]
+                return [tokenizer.bos, *kept, *end], first + 1
+            return [tokenizer.bos, *kept, *end], first + 2
+        kept = turn + kept
+    return [tokenizer.bos, *kept, *end], 0
 
 
 class ToolUse:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nanochat import chat
 from nanochat.chat import ToolUse
 from nanochat.gpt import GPT, KVCache
 from nanochat.tokenizer import Tokenizer
@@ -195,6 +196,13 @@ class Engine:
             self.cache.copy_row(last, i)
             self.rows[i] = self.rows[last]
         self.rows.pop()
+
+
+def ask(model: GPT, tokenizer: Tokenizer, question: str, max_tokens: int = 256, temperature: float = 0.0) -> str:
+    """One question, one answer: the visible text."""
+    prompt = chat.prompt(tokenizer, {"messages": [{"role": "user", "content": question}]})
+    engine = Engine(model, tokenizer, max_rows=1, max_length=len(prompt) + max_tokens)
+    return chat.visible_text(tokenizer, engine.generate([Request(prompt, max_tokens, temperature)])[0])
 
 
 def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:

@@ -85,14 +85,31 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat([a * cos + b * sin, b * cos - a * sin], dim=-1)
 
 
+class ReluSquared(torch.autograd.Function):
+    """relu(x)^2 that keeps one tensor for its backward pass, 2 relu(x): a tenth of a step's time on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = F.relu(x)
+        ctx.save_for_backward(y)
+        return y * y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return (grad * y).mul_(2)
+
+
 class Linear(nn.Linear):
-    """A float32 weight, multiplied in the dtype of its input."""
+    """A float32 weight, multiplied in the dtype of its input. `product` may be swapped for another (fp8.py)."""
+
+    product = staticmethod(F.linear)
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__(in_features, out_features, bias=False)
 
     def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype))
+        return self.product(x, self.weight.to(x.dtype))
 
 
 class Attention(nn.Module):
@@ -133,7 +150,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        return self.c_proj(F.relu(self.c_fc(x)).square())
+        return self.c_proj(ReluSquared.apply(self.c_fc(x)))
 
 
 class Block(nn.Module):
@@ -298,7 +315,7 @@ class GPT(nn.Module):
 
 
 def build_model(config: GPTConfig, runtime: Runtime, seed: int | None = 42) -> GPT:
-    """The model on the runtime's device, in its dtype. seed: of the first weights; None leaves them unset, for loading."""
+    """The model on the runtime's device, in its dtype. seed: of the first weights; None leaves them to be loaded."""
     with torch.device("meta"):
         model = GPT(config, runtime.dtype, choose_backend(runtime.device, runtime.attention))
     model.to_empty(device=runtime.device)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 IGNORE = -1
-CHUNK_ELEMENTS = 1 << 24  # logits held at once: 64 MB in float32
+# Logits that are held at once: on a CPU what its caches hold, on a GPU enough to keep it busy (512 MB in float32).
+CPU_CHUNK, GPU_CHUNK = 1 << 21, 1 << 27
 
 
 def softcapped_logits(x: torch.Tensor, weight: torch.Tensor, vocab_size: int, softcap: float) -> torch.Tensor:
@@ -27,7 +28,7 @@ def cross_entropy(
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"loss_reduction is {reduction!r}; expected mean, sum or none")
     if reduction == "none":
-        step = max(1, CHUNK_ELEMENTS // weight.size(0))
+        step = _tokens_per_chunk(weight)
         parts = []
         for start in range(0, x.size(0), step):
             logits = softcapped_logits(x[start : start + step], weight, vocab_size, softcap)
@@ -36,6 +37,11 @@ def cross_entropy(
         return torch.cat(parts)
     total = _SoftcappedCrossEntropy.apply(x, weight, targets, vocab_size, softcap)
     return total / (targets != IGNORE).sum() if reduction == "mean" else total
+
+
+def _tokens_per_chunk(weight: torch.Tensor) -> int:
+    elements = CPU_CHUNK if weight.device.type == "cpu" else GPU_CHUNK
+    return max(1, elements // weight.size(0))
 
 
 class _SoftcappedCrossEntropy(torch.autograd.Function):
@@ -49,25 +55,27 @@ class _SoftcappedCrossEntropy(torch.autograd.Function):
         grad_x = torch.zeros_like(x) if needs_grad else None
         grad_w = torch.zeros_like(weight) if needs_grad else None
         total = x.new_zeros((), dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        step = max(1, CHUNK_ELEMENTS // w.size(0))
+        step = _tokens_per_chunk(weight)
         for start in range(0, x.size(0), step):
             part = slice(start, start + step)
-            keep = targets[part] != IGNORE
-            target = torch.where(keep, targets[part], 0).unsqueeze(1)
-            y = F.linear(x[part], w)[:, :vocab_size].to(total.dtype)
-            logits = y.div_(softcap).tanh_().mul_(softcap)
-            lse = logits.logsumexp(dim=1)
-            losses = lse - logits.gather(1, target).squeeze(1)
-            total += torch.where(keep, losses, 0).sum()
+            keep = (targets[part] != IGNORE).unsqueeze(1)
+            target = torch.where(keep, targets[part].unsqueeze(1), 0)
+            # tanh keeps every logit within the softcap, so its exponential needs no maximum taken off first
+            squashed = F.linear(x[part], w)[:, :vocab_size].to(total.dtype).div_(softcap).tanh_()
+            exponential = (squashed * softcap).exp_()
+            sums = exponential.sum(dim=1, keepdim=True)
+            total += torch.where(keep, sums.log() - softcap * squashed.gather(1, target), 0).sum()
             if needs_grad:
-                # d loss / d logits = softmax - onehot; d logits / d y = 1 - tanh^2
-                slope = 1 - (logits / softcap).square()
-                grad = logits.sub_(lse.unsqueeze(1)).exp_()
-                grad.scatter_add_(1, target, grad.new_full(target.shape, -1.0))
-                grad = grad.mul_(slope).mul_(keep.unsqueeze(1)).to(x.dtype)
-                head = w[:vocab_size]
-                torch.mm(grad, head, out=grad_x[part])
-                grad_w[:vocab_size] += (grad.T @ x[part]).to(grad_w.dtype)
+                # d loss / d logits = softmax - onehot; d logits / d product = 1 - tanh^2
+                grad = exponential.mul_(keep / sums)
+                grad.scatter_add_(1, target, -keep.to(grad.dtype))
+                grad.addcmul_(grad, squashed.square_(), value=-1)
+                grad = grad.to(x.dtype)
+                torch.mm(grad, w[:vocab_size], out=grad_x[part])
+                if grad_w.dtype == x.dtype:
+                    grad_w[:vocab_size].addmm_(grad.T, x[part])
+                else:
+                    grad_w[:vocab_size] += grad.T @ x[part]
         ctx.save_for_backward(grad_x, grad_w)
         return total
 

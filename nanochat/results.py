@@ -104,7 +104,8 @@ def start_wandb(project: str, run: str, config: dict):
     try:
         import wandb
 
-        return wandb.init(project=project, name=run, config=config)
+        mode = None if wandb.api.api_key else "offline"  # without a key it would stop and ask
+        return wandb.init(project=project, name=run, config=config, mode=mode)
     except Exception as error:  # not installed, not logged in, offline, refused: all the same to the training
         print(f"wandb is off: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
         return None

@@ -216,28 +216,53 @@ def _quiz_show(world: World) -> str:
 
 
 def _matching(world: World) -> str:
-    """One list of choices with letters, and a question for each: the densest practice of binding a letter."""
+    """One list of choices with letters and a question for each, the densest practice of binding a letter.
+
+    The bare letter takes two steps in one: to recall the answer, and to find its letter. So in some documents the
+    choice is asked for by name, and in some it is said before its letter.
+    """
     rng = world.rng
     (relation,) = world.relations.deal(1)
     asked: dict[str, Fact] = {}
     for fact in world.members[relation].deal(4):
         asked.setdefault(fact.answer, fact)
-    options = rng.sample(list(asked), len(asked))
+    others = [answer for answer in answers(relation) if answer not in asked]
+    options = [*asked, *rng.sample(others, min(4 - len(asked), len(others)))]
+    rng.shuffle(options)
     lines = [f"- {option}={letter}" for option, letter in zip(options, "ABCD", strict=False)]
     link = rng.choice(("\nAnswer: ", "\n", " ", " The answer is "))
+    step = rng.choice(("find", "say", "both", "bare", "bare"))
     for fact in rng.sample(list(asked.values()), len(asked)):
         letter = "ABCD"[options.index(fact.answer)]
-        lines.append(text.plain_question(fact, rng) + link + letter)
+        if step in ("find", "both"):
+            find = rng.choice(FIND_LETTER).format(a=fact.answer)
+            lines.append(f"{find}{link}{letter}")
+        if step != "find":
+            reply = f"{fact.answer}={letter}" if step == "say" else letter
+            lines.append(text.plain_question(fact, rng) + link + reply)
     return "\n".join(lines)
 
 
+FIND_LETTER = text.wordings("""
+Which letter has {a}? | {a} is which letter? | {a}? | What is the letter of {a}? | Find the letter of {a}.
+{a} has which letter? | The letter of {a}, please.
+""")
+
+
 def _quizzes(world: World) -> str:
+    """Multiple choice as in the examination; half of the documents mark each choice as right or wrong before that."""
     rng, parts = world.rng, []
+    marks = rng.choice((None, None, (" right", " wrong"), (" yes", " no")))
     for fact in world.quizzed.deal(rng.randint(2, 3)):
         options = choices(fact, rng)
         letter = "ABCD"[options.index(fact.answer)]
         end = rng.choice(("\nAnswer: {x}", "\n{x}", "\nThe answer is {x}."))
-        parts.append(skills.multiple_choice(text.question(fact, rng), options) + end.format(x=letter))
+        quiz = skills.multiple_choice(text.question(fact, rng), options) + end.format(x=letter)
+        if marks:
+            for option, mark in zip(options, "ABCD", strict=False):
+                line = f"- {option}={mark}\n"
+                quiz = quiz.replace(line, line[:-1] + marks[option != fact.answer] + "\n")
+        parts.append(quiz)
     return "\n\n".join(parts)
 
 
@@ -348,6 +373,12 @@ def _letters(world: World) -> str:
     return "\n".join(lines)
 
 
+def _quoted(world: World) -> str:
+    """Words with their quoted forms, which are other tokens."""
+    joint = world.rng.choice(("\n", ", ", "; "))
+    return joint.join(f"{word} '{word}'" for word in world.words.deal(world.rng.randint(8, 14)))
+
+
 def _talk(world: World) -> str:
     one, two = world.people(2)
     pairs = [(world.rng.choice(asked), said) for said, asked in world.rng.sample(list(text.TALK.items()), 4)]
@@ -366,7 +397,7 @@ SHARES: tuple[tuple[float, tuple[Callable[[World], str], ...]], ...] = (
     (0.30, (_dialogue, _exam, _interview, _letter, _quiz_show)),
     (0.15, (_stories, _stories, _stories, _fact_stories)),
     (0.11, (_sums,)),
-    (0.09, (_letters,)),
+    (0.09, (_letters, _letters, _letters, _quoted)),
     (0.11, (_quizzes, _matching, _matching, _true_or_not)),
     (0.02, (_talk, _about_nanochat)),
 )

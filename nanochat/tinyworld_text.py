@@ -8,6 +8,7 @@ Reading and SFT draw from these wordings; the examination has its own, in tasks/
 import random
 
 from nanochat.tinyworld_facts import Fact
+from nanochat.tinyworld_tables import PEOPLE, PLACES
 
 
 def table(text: str) -> dict[str, list[str]]:
@@ -92,6 +93,9 @@ What is {t}? | Tell me {t}. | Do you know {t}? | I forgot {t}. What is it? | Ple
 Name {t}. | I want to know {t}. | Could you give me {t}? | I need to know {t}. | What do we know about {t}?
 Please name {t}. | Do you remember {t}? | Help me with {t}, please. | {t}, please. | And {t}? | I am asking about {t}.
 Give me {t}. | Say {t}. | Explain {t} to me. | My question is about {t}. | I wonder about {t}. | Now {t}. | {t}?
+Would you tell me {t}? | Would you name {t} for me? | Remind me of {t}. | Please remind me of {t}.
+Have you an idea of {t}? | If you know {t}, tell me. | Any friend of mine must know {t}. Do you?
+I once learned {t}. Can you help?
 """)
 
 QUESTIONS = table("""
@@ -175,8 +179,10 @@ REVERSE_LINK = {
 REFUSAL = "I do not know. I have never heard that name."
 
 OPENERS = wordings("""
-Hello! | Hi! | Quick question: | I have a question. | Please help me. | For school: | One more question.
-Hi there. | Excuse me. | A question: | Next question: | Hey! | Good morning. | I am curious.
+Hello! | Hi! | Quick question: | I have a question. | Please help me. | For school: | One more question. | Hi there.
+Excuse me. | A question: | Next question: | Hey! | Good morning. | I am curious. | {p} asks: | {p} wants to know:
+I met {p} in the {l}. | {p} sits with me in the {l}. | Let me ask you something. | Would you help me?
+If you have time: | Any help is welcome.
 """)
 CLOSERS = wordings("""
 Thank you! | Thanks. | Please. | I forgot. | I want to learn it. | It is for school. | Do you know?
@@ -213,12 +219,17 @@ def plain_question(fact: Fact, rng: random.Random) -> str:
     return capitalized(rng.choice(GENERAL).format(t=topic(fact, rng)))
 
 
+def opener(rng: random.Random) -> str:
+    """What may stand before a question."""
+    return rng.choice(OPENERS).format(p=rng.choice(PEOPLE.split()), l=rng.choice(PLACES.split()))
+
+
 def question(fact: Fact, rng: random.Random) -> str:
-    """A trained wording, sometimes with a greeting before it or thanks after it."""
+    """A trained wording, sometimes with something before or after it."""
     text, draw = plain_question(fact, rng), rng.random()
-    if draw < 0.2:
-        return f"{rng.choice(OPENERS)} {text}"
-    if draw < 0.3:
+    if draw < 0.25:
+        return f"{opener(rng)} {text}"
+    if draw < 0.33:
         return f"{text} {rng.choice(CLOSERS)}"
     return text
 

@@ -45,7 +45,7 @@ progress() {
 
 reason() { # the error that pip or uv ended with
   if grep -qiE 'connection|dns error|timed out|unreachable' "$LOG"; then printf 'no network? '; fi
-  { grep -E 'ERROR|error:|×|Because' "$LOG" || grep . "$LOG" || say 'no output'; } | tail -n 1 | cut -c 1-300
+  { grep 'ERROR: ' "$LOG" || grep -E 'error:|×|Because' "$LOG" || grep . "$LOG" || say 'no output'; } | tail -n 1 | sed 's/^ *//' | cut -c 1-300
 }
 
 # Folders that pip's settings name as find-links and that hold a CPU build.

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# 08 report: one page of what was done and what came out, copied to the folder that you are in.
+# 08 report: one page of what was done and what came out, also as report.md in the folder that you are in.
 #   bash runs/08_report.sh [--profile P] [--depth N] [--dry-run]
 # shellcheck source=runs/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 commands() {
+  cd "$START_DIR"
   run python -m nanochat.report generate --model-tag="$TAG"
-  run cp "$NANOCHAT_BASE_DIR/report/report.md" "$START_DIR/report.md"
 }
 
 stage 08_report always "$@"

@@ -11,6 +11,7 @@ READY=$VENV/.nanochat-ready
 export NANOCHAT_BASE_DIR="${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}"
 case $NANOCHAT_BASE_DIR in /*) ;; \~/*) NANOCHAT_BASE_DIR=$HOME/${NANOCHAT_BASE_DIR#??} ;; *) NANOCHAT_BASE_DIR=$START_DIR/$NANOCHAT_BASE_DIR ;; esac
 WANDB_RUN=${WANDB_RUN:-dummy} # the name of the wandb run; dummy: no wandb
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 PYTHON=${NANOCHAT_PYTHON:-$VENV/bin/python}
 
 MODE=run # run | print (--dry-run) | key (what a mark remembers of a command)

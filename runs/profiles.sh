@@ -79,7 +79,7 @@ case $PROFILE in
     TOK_TRAIN_FLAGS=""
     BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=32 --max-seq-len=128 --device-batch-size=8 --total-batch-size=1024 --num-iterations=20 --warmup-steps=4 --momentum-ramp-steps=10 --eval-every=20 --eval-tokens=4096 --core-metric-every=-1 --sample-every=-1"
     BASE_EVAL_FLAGS="--max-per-task=4 --device-batch-size=8 --split-tokens=4096"
-    SFT_FLAGS="--mixture=tiny --num-iterations=10 --device-batch-size=8 --total-batch-size=1024 --eval-every=-1 --eval-tokens=4096 --chatcore-every=-1"
+    SFT_FLAGS="--mixture=tiny --num-iterations=10 --device-batch-size=8 --total-batch-size=1024 --eval-every=10 --eval-tokens=4096 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
     CHAT_EVAL_FLAGS="--max-problems=4 --max-new-tokens=32"
     RL_FLAGS=""
@@ -120,7 +120,7 @@ case $PROFILE in
     TOK_TRAIN_FLAGS=""
     BASE_TRAIN_FLAGS="--depth=$DEPTH --device-batch-size=$(single_rows) --save-every=1000"
     BASE_EVAL_FLAGS="--device-batch-size=$(single_rows)"
-    SFT_FLAGS="--mixture=default --device-batch-size=$(single_rows)"
+    SFT_FLAGS="--mixture=default --device-batch-size=$(single_rows) --save-every=500"
     CHAT_EVAL_TASKS=""
     CHAT_EVAL_FLAGS=""
     RL_FLAGS=""

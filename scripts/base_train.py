@@ -8,7 +8,7 @@ import argparse
 
 import torch
 
-from nanochat import batches, checkpoint, dataset, paths, results, runtime, schedules
+from nanochat import batches, checkpoint, dataset, fp8, paths, results, runtime, schedules
 from nanochat.bpb import bits_per_byte
 from nanochat.core_bundle import find_bundle
 from nanochat.core_eval import evaluate_core
@@ -155,18 +155,21 @@ def pretrain(args, machine):
         f"{args.model_tag}: {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads, T {T}, vocabulary "
         f"{config.vocab_size}; {counts['total']:,} parameters\n"
         f"{num_iterations:,} steps of {the_plan.total_batch_size:,} tokens = {the_plan.tokens:,} tokens, "
-        f"{the_plan.tokens / T / rows.num_rows:.2f} epochs of {len(train_files)} shards, {the_plan.total_flops:.2e} FLOPs\n"
+        f"{the_plan.tokens / T / rows.num_rows:.2f} epochs of {len(train_files)} shards, "
+        f"{the_plan.total_flops:.2e} FLOPs\n"
         f"{runtime.device_name(machine.device)} x {machine.world_size}, {machine.dtype}, "
         f"attention {model.attention_backend}" + (f"; going on at step {progress.step}" if resumed else "")
     )
     if args.fp8:
-        machine.print("--fp8: not there yet, training in " + str(machine.dtype))
+        if fp8.available(machine):
+            machine.print(f"fp8 in {fp8.enable(model)} linear layers")
+        else:
+            machine.print(f"--fp8: this device does not multiply fp8; training in {machine.dtype}")
     wants_compile = args.compile == 1 or (args.compile == -1 and machine.device.type == "cuda")
     train_model = torch.compile(model, dynamic=False) if wants_compile else model
     sink = results.Results(
         "base_train", args.model_tag, machine, args.run, vars(args), resume_step=progress.step if resumed else None
     )
-    evaluate_first = not resumed
 
     def set_rates(step):
         multiplier = schedules.learning_rate(
@@ -182,10 +185,13 @@ def pretrain(args, machine):
         return multiplier
 
     def between_steps(step):
-        nonlocal evaluate_first
         last = step == num_iterations
         if resumed and step == progress_at_start and not last:
             return  # evaluated and saved before the interruption
+        with fp8.disabled(model):
+            evaluate_and_save(step, last)
+
+    def evaluate_and_save(step, last):
         if args.eval_every > 0 and (last or step % args.eval_every == 0):
             progress.saw_bpb(
                 bits_per_byte(

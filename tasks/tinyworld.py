@@ -246,7 +246,7 @@ class TinyWorld(Task):
     def _identity(self, index, rng):
         pairs = []
         for said, asked in rng.sample(list(text.IDENTITY.items()), rng.choice((1, 1, 2))):
-            opener = rng.choice(text.OPENERS) + " " if rng.random() < 0.2 else ""
+            opener = f"{text.opener(rng)} " if rng.random() < 0.2 else ""
             pairs.append((opener + rng.choice(asked), said))
         return _conversation(pairs)
 

@@ -116,6 +116,12 @@ def test_reading_asks_and_states_every_fact_about_equally_often(reading):
     assert seen[0] > 0.4 * seen[len(seen) // 2]
 
 
+def test_statements_questions_and_quizzes_deal_every_fact_before_any_comes_again():
+    world = tinyworld.World(random.Random(0))
+    for deck in (world.facts, world.asked, world.quizzed):
+        assert {fact for _ in range(len(facts())) for fact in deck.deal(1)} == set(facts())
+
+
 # --- what the examination holds back ---
 
 
@@ -219,6 +225,12 @@ def test_the_same_seed_gives_the_same_text_and_no_document_twice(reading):
     assert again == reading[: len(again)]
     assert len(set(reading)) == len(reading)
     assert not set(again) & set(tinyworld.documents(seed=4, characters=50_000))
+
+
+def test_no_document_comes_twice_even_where_few_are_possible(monkeypatch):
+    monkeypatch.setattr(tinyworld, "SHARES", ((1.0, (tinyworld._about_nanochat,)),))
+    written = list(tinyworld.documents(seed=1, characters=2_000_000))
+    assert len(set(written)) == len(written)
 
 
 def test_the_corpus_is_whole_and_its_validation_is_not_in_training(tmp_path):
