@@ -226,17 +226,23 @@ def render_conversations(conversations, tokenizer, sequence_len: int, runtime: R
 # -- steps
 
 
-def rows_of_rank(rows_per_step: int, device_batch_size: int, runtime: Runtime) -> int:
-    """How many rows of each step are this rank's; an error that names the nearest batches when they do not divide."""
+def split_batch(total_batch_size: int, sequence_len: int, device_batch_size: int, runtime: Runtime) -> tuple[int, int]:
+    """(rows of a step over all ranks, rows on a device at once) from a batch in tokens.
+
+    The device batch is lowered to a rank's share where that is smaller. ValueError, naming the nearest batches, when a
+    step does not divide among ranks and device batches.
+    """
+    rows, rest = divmod(total_batch_size, sequence_len)
+    device_batch_size = min(device_batch_size, max(1, rows // runtime.world_size))
     unit = device_batch_size * runtime.world_size
-    if rows_per_step % unit:
-        lower, upper = rows_per_step // unit * unit, -(-rows_per_step // unit) * unit
-        nearest = " or ".join(str(n) for n in (lower, upper) if n)
+    if rest or not rows or rows % unit:
+        tokens = unit * sequence_len
+        nearest = [n for n in (total_batch_size // tokens * tokens, -(-total_batch_size // tokens) * tokens) if n]
         raise ValueError(
-            f"{rows_per_step} rows a step do not divide by device batch {device_batch_size} x {runtime.world_size} "
-            f"ranks; the nearest that do: {nearest} rows (--total-batch-size is rows x sequence length)"
+            f"--total-batch-size {total_batch_size} does not divide by {runtime.world_size} ranks x device batch "
+            f"{device_batch_size} x {sequence_len} tokens; the nearest that do: {' or '.join(map(str, nearest))}"
         )
-    return rows_per_step // runtime.world_size
+    return rows, device_batch_size
 
 
 def read_steps(rows, first_step: int, rows_per_step: int, runtime: Runtime) -> Iterator[tuple]:

@@ -15,7 +15,6 @@ import re
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -95,6 +94,13 @@ def find(source: str, tag: str | None = None, step: int | None = None) -> Path:
     return folder / f"step_{step:06d}"
 
 
+def find_resume(source: str, tag: str, newest: bool, step: int = -1) -> Path | None:
+    """The checkpoint to go on from: that of a given step, or the newest if there is one; None to start afresh."""
+    if step == -1 and not (newest and list_steps(paths.checkpoint_dir(source, tag))):
+        return None
+    return find(source, tag, step)
+
+
 def _depth(tag: str) -> int:
     match = re.fullmatch(r"d(\d+)", tag)
     return int(match[1]) if match else -1
@@ -105,7 +111,9 @@ def read_meta(folder: Path) -> dict:
         meta = json.loads((folder / "meta.json").read_text())
         version = meta["format_version"]
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder / 'meta.json'} cannot be read ({error}); delete {folder} to use an older step")
+        raise CheckpointError(
+            f"{folder / 'meta.json'} cannot be read ({error}); delete {folder} to use an older step"
+        ) from error
     if version > FORMAT_VERSION:
         raise CheckpointError(f"{folder} has format {version}, this nanochat reads up to {FORMAT_VERSION}: update it")
     return meta

@@ -20,6 +20,9 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
+# torch 2.13 gave these two new names; both take (output, input, async_op=).
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 SMALL = 1024  # elements under which a tensor is reduced whole on every rank
 ADAM_EPS = 1e-10
 
@@ -105,6 +108,14 @@ class MuonAdamW:
                         "second_momentum_buffer": parameter.new_zeros(variance),
                     }
 
+    def set_rates(self, lr_multiplier: float, momentum: float, weight_decay_multiplier: float = 1.0) -> None:
+        """Learning rates relative to those of the beginning; momentum and decay of the Muon groups."""
+        for group in self.groups:
+            group["lr"] = group["initial_lr"] * lr_multiplier
+            if group["kind"] == "muon":
+                group["momentum"] = momentum
+                group["weight_decay"] = group["initial_weight_decay"] * weight_decay_multiplier
+
     def zero_grad(self) -> None:
         for group in self.groups:
             for _, parameter in group["named"]:
@@ -149,7 +160,7 @@ class MuonAdamW:
         if self._is_whole(parameter):
             return grad, _Average(dist.all_reduce(grad, async_op=True), grad, self.world_size)
         share = torch.empty_like(self._rows(grad))
-        work = reduce_scatter(share, grad.contiguous(), self.rank, self.world_size)
+        work = reduce_scatter(share, grad.contiguous(), async_op=True)
         return share, _Average(work, share, self.world_size)
 
     def _adamw(self, group, name, parameter, grad):
@@ -167,7 +178,7 @@ class MuonAdamW:
         )
         if self._is_whole(parameter):
             return None
-        return dist.all_gather_into_tensor(parameter.detach(), weight.clone(), async_op=True), lambda: None
+        return all_gather(parameter.detach(), weight.clone(), async_op=True), lambda: None
 
     # -- Muon: the matrices of one shape as a stack
 
@@ -187,7 +198,7 @@ class MuonAdamW:
         padding = count * self.world_size - len(grads)
         stack = torch.stack(grads + [torch.zeros_like(grads[0])] * padding)
         share = torch.empty_like(stack[:count])
-        work = reduce_scatter(share, stack, self.rank, self.world_size)
+        work = reduce_scatter(share, stack, async_op=True)
         return share, _Average(work, share, self.world_size)
 
     def _muon(self, group, grad):
@@ -223,7 +234,7 @@ class MuonAdamW:
             for (_, parameter), weight in zip(group["named"], whole, strict=False):
                 parameter.detach().copy_(weight)
 
-        return dist.all_gather_into_tensor(whole, share, async_op=True), finish
+        return all_gather(whole, share, async_op=True), finish
 
     # -- saving: state by parameter name, whole tensors once gathered by the caller
 
@@ -252,11 +263,6 @@ class _Average:
         if self.work is not None:
             self.work.wait()
         self.tensor.div_(self.world_size)
-
-
-def reduce_scatter(share: torch.Tensor, whole: torch.Tensor, rank: int, world_size: int):
-    """Sum `whole` over ranks and keep this rank's chunk in `share`."""
-    return dist.reduce_scatter_tensor(share, whole, async_op=True)
 
 
 def _state_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -41,7 +41,7 @@ class Results:
         if resume_step is None:
             log.unlink(missing_ok=True)
         elif log.exists():  # steps after the checkpoint are about to be made again
-            kept = [line for line in log.read_text().splitlines() if json.loads(line).get("step", 0) < resume_step]
+            kept = [line for line in log.read_text().splitlines() if _precedes(json.loads(line), resume_step)]
             log.write_text("".join(line + "\n" for line in kept))
         self.lines = open(log, "a", buffering=1, encoding="utf-8")
         if run != "dummy":
@@ -65,6 +65,11 @@ class Results:
             write_json(self.folder / f"{self.stage}.json", {**head, **summary, **tail})
         if self.wandb:
             self.wandb.finish()
+
+
+def _precedes(line: dict, step: int) -> bool:
+    """Whether a logged line belongs to what a checkpoint of `step` has seen: its evaluation, but not its training."""
+    return line["step"] < step or (line["step"] == step and "train/loss" not in line)
 
 
 def read(tag: str, stage: str) -> dict | None:

@@ -4,7 +4,7 @@ import math
 
 
 def learning_rate(it: int, num_iterations: int, warmup_steps: int, warmdown_ratio: float, final_frac: float) -> float:
-    """Multiplier of the learning rates at step `it` of `num_iterations`: up, flat, then linearly down to `final_frac`."""
+    """Multiplier of the learning rates at step `it`: up, flat, then linearly down to `final_frac`."""
     if it < warmup_steps:
         return (it + 1) / warmup_steps
     warmdown = round(warmdown_ratio * num_iterations)

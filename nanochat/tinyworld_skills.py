@@ -6,6 +6,7 @@ The examination has wordings of its own, in tasks/tinyworld.py.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanochat.sandbox import calculator
@@ -210,8 +211,12 @@ def counting_question(word: str, letter: str, rng: random.Random, forms: list[st
     return rng.choice(forms).format(w=shown, l=quoted)
 
 
-def multiple_choice(question: str, options: list[str]) -> str:
-    """A multiple choice question as small models read it best: the letter right after its choice."""
-    lines = [f"- {option}={letter}" for option, letter in zip(options, "ABCD", strict=False)]
+def multiple_choice(question: str, options: list[str], verdicts: Sequence[str] = ()) -> str:
+    """A multiple choice question as small models read it best: the letter right after its choice.
+
+    Reading may put a verdict after each letter.
+    """
+    ends = verdicts or [""] * len(options)
+    lines = [f"- {option}={letter}{end}" for option, letter, end in zip(options, "ABCD", ends, strict=False)]
     end = "Respond only with the letter of the correct answer."
     return "\n".join([f"Multiple Choice question: {question}", *lines, "", end])

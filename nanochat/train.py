@@ -166,3 +166,34 @@ def train(
 
 def format_bpb(bpb: float | None) -> str:
     return "-" if bpb is None else f"{bpb:.4f}"
+
+
+def compiled(model, choice: int):
+    """torch.compile by choice: 1 yes, 0 no, -1 on GPUs (on two CPU cores it costs more than a small run gains)."""
+    wanted = choice == 1 or (choice == -1 and model.lm_head.weight.device.type == "cuda")
+    return torch.compile(model, dynamic=False) if wanted else model
+
+
+def is_due(step: int, every: int, last: bool) -> bool:
+    """Whether something that happens every so many steps, and after the last, happens at this one. -1: never."""
+    return every > 0 and (last or (step > 0 and step % every == 0))
+
+
+def summary(progress: Progress, tokens_per_step: int, flops_per_token: int, runtime: Runtime) -> dict:
+    """The `final` part of a training stage's JSON."""
+    tokens = progress.step * tokens_per_step
+    timed = progress.training_time > 0
+    rate = progress.timed_steps * tokens_per_step / progress.training_time if timed else None
+    peak = peak_flops(runtime.device)
+    return {
+        "step": progress.step,
+        "train_loss": progress.smooth_loss,
+        "val_bpb": progress.val_bpb,
+        "min_val_bpb": progress.min_val_bpb,
+        "tok_per_sec": rate,
+        "mfu": rate * flops_per_token / (peak * runtime.world_size) if timed and peak else None,
+        "peak_memory_bytes": runtime.peak_memory(),
+        "tokens": tokens,
+        "total_training_flops": float(tokens * flops_per_token),
+        "total_training_time": progress.training_time,
+    }

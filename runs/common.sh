@@ -103,8 +103,8 @@ detect_hardware() {
   case $list in
     [0-9]*)
       GPUS=$(printf '%s\n' "$list" | grep -c .)
-      GPU_NAME=$(printf '%s\n' "$list" | head -n 1 | sed 's/^[^,]*, *//')
-      GPU_GB=$(($(printf '%s\n' "$list" | sort -n | head -n 1 | sed 's/,.*//') / 1000))
+      GPU_NAME=$(printf '%s\n' "$list" | sed -n '1s/^[^,]*, *//p')
+      GPU_GB=$(($(printf '%s\n' "$list" | sort -n | sed -n '1s/,.*//p') / 1000))
       ;;
   esac
   if [ -n "${CUDA_VISIBLE_DEVICES+set}" ] && [ "$GPUS" -gt 0 ]; then

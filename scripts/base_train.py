@@ -6,8 +6,6 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=24 --t
 
 import argparse
 
-import torch
-
 from nanochat import batches, checkpoint, dataset, fp8, paths, results, runtime, schedules
 from nanochat.bpb import bits_per_byte
 from nanochat.core_bundle import find_bundle
@@ -17,7 +15,7 @@ from nanochat.optim import MuonAdamW, param_groups
 from nanochat.samples import prompted
 from nanochat.scaling import REFERENCE_DEPTH, model_config, plan
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import Progress, train
+from nanochat.train import Progress, compiled, is_due, summary, train
 
 
 def parse_args(argv=None):
@@ -88,155 +86,104 @@ def main(args):
 def pretrain(args, machine):
     tokenizer_name = f"{args.corpus}-{args.vocab_size}"
     tokenizer = Tokenizer.load(paths.tokenizer_dir(tokenizer_name))
-    shape = dict(
-        aspect_ratio=args.aspect_ratio,
-        head_dim=args.head_dim,
-        sequence_len=args.max_seq_len,
-        window_pattern=args.window_pattern,
+    config, the_plan = shape_and_plan(args, tokenizer.vocab_size)
+    T, num_iterations = config.sequence_len, the_plan.num_iterations
+    rows_per_step, device_batch_size = batches.split_batch(
+        the_plan.total_batch_size, T, args.device_batch_size, machine
     )
-    config = model_config(args.depth, tokenizer.vocab_size, **shape)
-    the_plan = plan(
-        config,
-        model_config(REFERENCE_DEPTH, tokenizer.vocab_size, **shape),
-        args.target_param_data_ratio,
-        args.num_iterations,
-        args.target_flops,
-        args.total_batch_size,
-        args.weight_decay,
-    )
-    num_iterations, T = the_plan.num_iterations, config.sequence_len
-    if the_plan.total_batch_size % T:
-        raise ValueError(f"--total-batch-size {the_plan.total_batch_size} is not a multiple of --max-seq-len {T}")
-    rows_per_step = the_plan.total_batch_size // T
-    device_batch_size = min(args.device_batch_size, max(1, rows_per_step // machine.world_size))
-    batches.rows_of_rank(rows_per_step, device_batch_size, machine)
-
-    # where to go on, and with which shards: those that the run began with
     folder = paths.checkpoint_dir("base", args.model_tag)
-    step = args.resume_from_step
-    if args.resume and (steps := checkpoint.list_steps(folder)):
-        step = steps[-1]
-    resumed = checkpoint.find("base", args.model_tag, step) if step != -1 else None
+    resumed = checkpoint.find_resume("base", args.model_tag, args.resume, args.resume_from_step)
     meta = checkpoint.read_meta(resumed) if resumed else {}
-    limit = args.num_files if args.num_files > 0 else None
-    train_files = dataset.token_files(args.corpus, tokenizer.fingerprint, "train", limit)
+    progress = Progress(**meta.get("progress", {}))
+    first_step = progress.step
+
+    files = dataset.token_files(
+        args.corpus, tokenizer.fingerprint, "train", args.num_files if args.num_files > 0 else None
+    )
     if resumed:
-        train_files = pinned(train_files, meta["data"]["shards"])
-    rows = batches.TextRows(train_files, T, tokenizer.bos, tokenizer.vocab_size, args.seed)
+        files = pinned(files, meta["data"]["shards"])
+    rows = batches.TextRows(files, T, tokenizer.bos, tokenizer.vocab_size, args.seed)
     validation_files = dataset.token_files(args.corpus, tokenizer.fingerprint, "validation")
     validation = batches.TextRows(validation_files, T, tokenizer.bos, tokenizer.vocab_size, seed=None)
     validation_rows = max(1, min(args.eval_tokens // T, validation.num_rows))
 
     model = build_model(config, machine, args.seed)
-    scale = 1.0 if args.no_scaling else the_plan.lr_scale
-    optimizer = MuonAdamW(
-        param_groups(
-            model.roles(),
-            config.n_embd,
-            unembedding_lr=args.unembedding_lr * scale,
-            embedding_lr=args.embedding_lr * scale,
-            matrix_lr=args.matrix_lr * scale,
-            scalar_lr=args.scalar_lr * scale,
-            weight_decay=args.weight_decay if args.no_scaling else the_plan.weight_decay,
-        ),
-        machine.rank,
-        machine.world_size,
-    )
-    progress = Progress()
+    optimizer = MuonAdamW(optimizer_groups(args, model, the_plan), machine.rank, machine.world_size)
     if resumed:
         if meta["model_config"] != config.__dict__:
             raise ValueError(f"{resumed} has the model {meta['model_config']}, the flags ask for {config.__dict__}")
         checkpoint.load_weights(resumed, model)
         checkpoint.load_optimizer(resumed, optimizer)
-        progress = Progress(**meta["progress"])
-
     counts = model.counts()
     machine.print(
         f"{args.model_tag}: {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads, T {T}, vocabulary "
         f"{config.vocab_size}; {counts['total']:,} parameters\n"
         f"{num_iterations:,} steps of {the_plan.total_batch_size:,} tokens = {the_plan.tokens:,} tokens, "
-        f"{the_plan.tokens / T / rows.num_rows:.2f} epochs of {len(train_files)} shards, "
-        f"{the_plan.total_flops:.2e} FLOPs\n"
+        f"{the_plan.tokens / T / rows.num_rows:.2f} epochs of {len(files)} shards, {the_plan.total_flops:.2e} FLOPs\n"
         f"{runtime.device_name(machine.device)} x {machine.world_size}, {machine.dtype}, "
-        f"attention {model.attention_backend}" + (f"; going on at step {progress.step}" if resumed else "")
+        f"attention {model.attention_backend}" + (f"; going on at step {first_step}" if resumed else "")
     )
     if args.fp8:
         if fp8.available(machine):
             machine.print(f"fp8 in {fp8.enable(model)} linear layers")
         else:
             machine.print(f"--fp8: this device does not multiply fp8; training in {machine.dtype}")
-    wants_compile = args.compile == 1 or (args.compile == -1 and machine.device.type == "cuda")
-    train_model = torch.compile(model, dynamic=False) if wants_compile else model
+    train_model = compiled(model, args.compile)
     sink = results.Results(
-        "base_train", args.model_tag, machine, args.run, vars(args), resume_step=progress.step if resumed else None
+        "base_train", args.model_tag, machine, args.run, vars(args), resume_step=first_step if resumed else None
     )
 
     def set_rates(step):
         multiplier = schedules.learning_rate(
             step, num_iterations, args.warmup_steps, args.warmdown_ratio, args.final_lr_frac
         )
-        for group in optimizer.groups:
-            group["lr"] = group["initial_lr"] * multiplier
-            if group["kind"] == "muon":
-                group["momentum"] = schedules.muon_momentum(
-                    step, num_iterations, args.warmdown_ratio, args.momentum_ramp_steps
-                )
-                group["weight_decay"] = group["initial_weight_decay"] * schedules.weight_decay(step, num_iterations)
+        momentum = schedules.muon_momentum(step, num_iterations, args.warmdown_ratio, args.momentum_ramp_steps)
+        optimizer.set_rates(multiplier, momentum, schedules.weight_decay(step, num_iterations))
         return multiplier
 
     def between_steps(step):
-        last = step == num_iterations
-        if resumed and step == progress_at_start and not last:
+        if resumed and step == first_step:
             return  # evaluated and saved before the interruption
+        last = step == num_iterations
         with fp8.disabled(model):
-            evaluate_and_save(step, last)
-
-    def evaluate_and_save(step, last):
-        if args.eval_every > 0 and (last or step % args.eval_every == 0):
-            progress.saw_bpb(
-                bits_per_byte(
+            if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
+                bpb = bits_per_byte(
                     train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
                 )
-            )
-            sink.log(step, {"val/bpb": progress.val_bpb})
-            machine.print(f"step {step}: validation bits per byte {progress.val_bpb:.4f}")
-        if args.core_metric_every > 0 and (last or (step > 0 and step % args.core_metric_every == 0)):
-            if machine.is_main:
-                find_bundle(args.bundle)
-            machine.barrier()
-            core = evaluate_core(model, tokenizer, find_bundle(args.bundle), machine, args.core_metric_max_per_task)
-            progress.core = core["metric"]
-            sink.log(step, {"core_metric": core["metric"], "centered_results": centered(core)})
-            machine.print(f"step {step}: CORE {core['metric']:.4f}")
-        if args.sample_every > 0 and (last or (step > 0 and step % args.sample_every == 0)) and machine.is_main:
-            for sample in prompted(model, tokenizer):
-                machine.print(f"{sample['prompt']}|{sample['text']!r}")
-        if step > 0 and (last or (args.save_every > 0 and step % args.save_every == 0)):
-            checkpoint.save_checkpoint(
-                folder,
-                step,
-                model,
-                optimizer,
-                {
-                    "stage": "base",
-                    "tag": args.model_tag,
-                    "model_config": config.__dict__,
-                    "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
-                    "corpus": args.corpus,
-                    "flags": vars(args),
-                    "plan": the_plan.as_dict(),
-                    "device_batch_size": device_batch_size,
-                    "data": {"next_row": step * rows_per_step, "shards": [file.tokens.name for file in train_files]},
-                    "progress": progress.as_dict(),
-                },
-                machine,
-            )
+                progress.saw_bpb(bpb)
+                sink.log(step, {"val/bpb": bpb})
+                machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
+            if is_due(step, args.core_metric_every, last):
+                if machine.is_main:
+                    find_bundle(args.bundle)  # one process fetches it
+                machine.barrier()
+                core = evaluate_core(model, tokenizer, find_bundle(args.bundle), machine, args.core_metric_max_per_task)
+                progress.core = core["metric"]
+                centered = {label: task["centered"] for label, task in core["tasks"].items()}
+                sink.log(step, {"core_metric": core["metric"], "centered_results": centered})
+                machine.print(f"step {step}: CORE {core['metric']:.4f}")
+            if is_due(step, args.sample_every, last) and machine.is_main:
+                for sample in prompted(model, tokenizer):
+                    print(f"{sample['prompt']}|{sample['text']!r}")
+        if last or is_due(step, args.save_every, last):
+            meta = {
+                "stage": "base",
+                "tag": args.model_tag,
+                "model_config": config.__dict__,
+                "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
+                "corpus": args.corpus,
+                "flags": vars(args),
+                "plan": the_plan.as_dict(),
+                "device_batch_size": device_batch_size,
+                "data": {"next_row": step * rows_per_step, "shards": [file.tokens.name for file in files]},
+                "progress": progress.as_dict(),
+            }
+            checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)
 
-    progress_at_start = progress.step
     train(
         train_model,
         optimizer,
-        batches.read_steps(rows, progress.step, rows_per_step, machine),
+        batches.read_steps(rows, first_step, rows_per_step, machine),
         progress,
         machine,
         sink,
@@ -248,10 +195,6 @@ def pretrain(args, machine):
         between_steps=between_steps,
         describe=lambda step: {"train/epoch": (step + 1) * rows_per_step / rows.num_rows},
     )
-    tokens = the_plan.total_batch_size * progress.timed_steps
-    rate = tokens / progress.training_time if progress.training_time else None
-    peak = runtime.peak_flops(machine.device)
-    mfu = rate * the_plan.flops_per_token / (peak * machine.world_size) if rate and peak else None
     sink.finish(
         {
             "plan": the_plan.as_dict(),
@@ -259,21 +202,34 @@ def pretrain(args, machine):
             "tokenizer": tokenizer_name,
             "corpus": args.corpus,
             "final": {
-                "step": progress.step,
-                "train_loss": progress.smooth_loss,
-                "val_bpb": progress.val_bpb,
-                "min_val_bpb": progress.min_val_bpb,
+                **summary(progress, the_plan.total_batch_size, the_plan.flops_per_token, machine),
                 "core_metric": progress.core,
-                "tok_per_sec": rate,
-                "mfu": mfu,
-                "peak_memory_bytes": machine.peak_memory(),
-                "total_training_flops": the_plan.total_flops,
-                "tokens": the_plan.tokens,
-                "total_training_time": progress.training_time,
             },
         }
     )
     machine.print(f"the model is in {folder / f'step_{progress.step:06d}'}")
+
+
+def shape_and_plan(args, vocab_size):
+    """The model's shape, and the run that the scaling rules (or the flags) make of it."""
+    shape = (args.aspect_ratio, args.head_dim, args.max_seq_len, args.window_pattern)
+    config = model_config(args.depth, vocab_size, *shape)
+    reference = model_config(REFERENCE_DEPTH, vocab_size, *shape)
+    horizon = (args.target_param_data_ratio, args.num_iterations, args.target_flops)
+    return config, plan(config, reference, *horizon, args.total_batch_size, args.weight_decay)
+
+
+def optimizer_groups(args, model, the_plan):
+    scale = 1.0 if args.no_scaling else the_plan.lr_scale
+    return param_groups(
+        model.roles(),
+        model.config.n_embd,
+        unembedding_lr=args.unembedding_lr * scale,
+        embedding_lr=args.embedding_lr * scale,
+        matrix_lr=args.matrix_lr * scale,
+        scalar_lr=args.scalar_lr * scale,
+        weight_decay=args.weight_decay if args.no_scaling else the_plan.weight_decay,
+    )
 
 
 def pinned(files, names):
@@ -283,10 +239,6 @@ def pinned(files, names):
     if missing:
         raise ValueError(f"the checkpoint was reading {missing[0]}, which is gone: download and tokenize it again")
     return [by_name[name] for name in names]
-
-
-def centered(core):
-    return {label: task["centered"] for label, task in core["tasks"].items()}
 
 
 if __name__ == "__main__":

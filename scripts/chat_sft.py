@@ -6,15 +6,13 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft -- --device-batch-s
 
 import argparse
 
-import torch
-
 from nanochat import batches, checkpoint, paths, results, runtime, schedules
 from nanochat.bpb import bits_per_byte
 from nanochat.chat_eval import CHATCORE_TASKS, chatcore, evaluate_task
 from nanochat.download import DownloadError
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.optim import MuonAdamW, param_groups
-from nanochat.train import Progress, train
+from nanochat.train import Progress, compiled, is_due, summary, train
 from tasks.arc import ARC
 from tasks.common import Mixture, Slice
 from tasks.customjson import CustomJSON, identity
@@ -114,32 +112,24 @@ def main(args):
 def teach(args, machine):
     base = checkpoint.find("base", args.model_tag, args.model_step)
     base_meta = checkpoint.read_meta(base)
-    tag, flags = base_meta["tag"], base_meta["flags"]
+    tag = base_meta["tag"]
     tokenizer = checkpoint.load_tokenizer(base_meta)
     config = GPTConfig(**base_meta["model_config"])
     T = args.max_seq_len or config.sequence_len
     total_batch_size = args.total_batch_size or base_meta["plan"]["total_batch_size"]
-    if total_batch_size % T:
-        raise ValueError(f"--total-batch-size {total_batch_size} is not a multiple of --max-seq-len {T}")
-    rows_per_step = total_batch_size // T
-    device_batch_size = args.device_batch_size or base_meta["device_batch_size"]
-    device_batch_size = min(device_batch_size, max(1, rows_per_step // machine.world_size))
-    batches.rows_of_rank(rows_per_step, device_batch_size, machine)
-
-    folder = paths.checkpoint_dir("sft", tag)
-    resumed = folder / f"step_{steps[-1]:06d}" if args.resume and (steps := checkpoint.list_steps(folder)) else None
-    start = resumed or base
-    model = build_model(config, machine, seed=None)
-    checkpoint.load_weights(start, model)
-    rates = {name: getattr(args, name) or flags[name] for name in ("embedding_lr", "unembedding_lr", "matrix_lr")}
-    rates["scalar_lr"] = args.scalar_lr
-    rates = {name: rate * args.init_lr_frac for name, rate in rates.items()}
-    optimizer = MuonAdamW(
-        param_groups(model.roles(), config.n_embd, weight_decay=0.0, **rates), machine.rank, machine.world_size
+    rows_per_step, device_batch_size = batches.split_batch(
+        total_batch_size, T, args.device_batch_size or base_meta["device_batch_size"], machine
     )
-    if resumed or args.load_optimizer:
-        checkpoint.load_optimizer(start, optimizer)
+    folder = paths.checkpoint_dir("sft", tag)
+    resumed = checkpoint.find_resume("sft", tag, args.resume)
     progress = Progress(**checkpoint.read_meta(resumed)["progress"]) if resumed else Progress()
+    first_step = progress.step
+
+    model = build_model(config, machine, seed=None)
+    checkpoint.load_weights(resumed or base, model)
+    optimizer = MuonAdamW(optimizer_groups(args, model, base_meta["flags"]), machine.rank, machine.world_size)
+    if resumed or args.load_optimizer:
+        checkpoint.load_optimizer(resumed or base, optimizer)
 
     conversations = training_mixture(args)
     scratch = folder / ".rows"
@@ -147,68 +137,55 @@ def teach(args, machine):
     validation = batches.render_conversations(validation_mixture(args), tokenizer, T, machine, scratch / "validation")
     validation_rows = max(1, min(args.eval_tokens // T, validation.num_rows))
     num_iterations = args.num_iterations if args.num_iterations > 0 else max(1, rows.num_rows // rows_per_step)
-    supervised = float(rows.mask.sum()) / len(rows.ids)
     machine.print(
-        f"{tag}: {len(conversations):,} conversations in {rows.num_rows:,} rows of {T} tokens, {supervised:.0%} of the "
-        f"tokens learned; {num_iterations:,} steps of {rows_per_step} rows"
-        + (f"; going on at step {progress.step}" if resumed else "")
+        f"{tag}: {len(conversations):,} conversations in {rows.num_rows:,} rows of {T} tokens, "
+        f"{rows.mask.mean():.0%} of the tokens learned; {num_iterations:,} steps of {rows_per_step} rows"
+        + (f"; going on at step {first_step}" if resumed else "")
     )
-    wants_compile = args.compile == 1 or (args.compile == -1 and machine.device.type == "cuda")
-    train_model = torch.compile(model, dynamic=False) if wants_compile else model
+    train_model = compiled(model, args.compile)
     sink = results.Results(
-        "chat_sft", tag, machine, args.run, vars(args), "nanochat-sft", progress.step if resumed else None
+        "chat_sft", tag, machine, args.run, vars(args), "nanochat-sft", first_step if resumed else None
     )
 
     def set_rates(step):
         multiplier = schedules.learning_rate_by_progress(
             step / num_iterations, args.warmup_ratio, args.warmdown_ratio, args.final_lr_frac
         )
-        for group in optimizer.groups:
-            group["lr"] = group["initial_lr"] * multiplier
-            if group["kind"] == "muon":
-                group["momentum"] = schedules.sft_muon_momentum(step, args.momentum_ramp_steps)
+        optimizer.set_rates(multiplier, schedules.sft_muon_momentum(step, args.momentum_ramp_steps))
         return multiplier
 
     def between_steps(step):
-        last = step == num_iterations
-        if resumed and step == first_step and not last:
+        if resumed and step == first_step:
             return  # evaluated and saved before the interruption
-        if args.eval_every > 0 and (last or step % args.eval_every == 0):
-            progress.saw_bpb(
-                bits_per_byte(
-                    train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
-                )
+        last = step == num_iterations
+        if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
+            bpb = bits_per_byte(
+                train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
             )
-            sink.log(step, {"val/bpb": progress.val_bpb})
-            machine.print(f"step {step}: validation bits per byte {progress.val_bpb:.4f}")
-        if args.chatcore_every > 0 and (last or (step > 0 and step % args.chatcore_every == 0)):
+            progress.saw_bpb(bpb)
+            sink.log(step, {"val/bpb": bpb})
+            machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
+        if is_due(step, args.chatcore_every, last):
             scores = examine(args, model, tokenizer, machine)
             progress.chatcore = chatcore(scores)
             by_task = {f"chatcore/{name}": score["accuracy"] for name, score in scores.items()}
             sink.log(step, {"chatcore_metric": progress.chatcore, **by_task})
             machine.print(f"step {step}: ChatCORE {progress.chatcore:.4f}")
-        if step > 0 and (last or (args.save_every > 0 and step % args.save_every == 0)):
-            checkpoint.save_checkpoint(
-                folder,
-                step,
-                model,
-                optimizer,
-                {
-                    "stage": "sft",
-                    "tag": tag,
-                    "model_config": config.__dict__,
-                    "tokenizer": base_meta["tokenizer"],
-                    "corpus": base_meta["corpus"],
-                    "flags": vars(args),
-                    "base_step": base_meta["step"],
-                    "device_batch_size": device_batch_size,
-                    "data": {"next_row": step * rows_per_step},
-                    "progress": progress.as_dict(),
-                },
-                machine,
-            )
+        if last or is_due(step, args.save_every, last):
+            meta = {
+                "stage": "sft",
+                "tag": tag,
+                "model_config": config.__dict__,
+                "tokenizer": base_meta["tokenizer"],
+                "corpus": base_meta["corpus"],
+                "flags": vars(args),
+                "base_step": base_meta["step"],
+                "device_batch_size": device_batch_size,
+                "data": {"next_row": step * rows_per_step},
+                "progress": progress.as_dict(),
+            }
+            checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)
 
-    first_step = progress.step
     flops_per_token = model.flops_per_token()
     train(
         train_model,
@@ -225,26 +202,22 @@ def teach(args, machine):
         between_steps=between_steps,
         describe=lambda step: {"train/epoch": (step + 1) * rows_per_step / rows.num_rows},
     )
-    rate = total_batch_size * progress.timed_steps / progress.training_time if progress.training_time else None
+    final = summary(progress, total_batch_size, flops_per_token, machine)
     sink.finish(
         {
             "conversations": len(conversations),
             "rows": rows.num_rows,
-            "final": {
-                "step": progress.step,
-                "train_loss": progress.smooth_loss,
-                "val_bpb": progress.val_bpb,
-                "min_val_bpb": progress.min_val_bpb,
-                "chatcore_metric": progress.chatcore,
-                "tok_per_sec": rate,
-                "peak_memory_bytes": machine.peak_memory(),
-                "total_training_flops": flops_per_token * total_batch_size * progress.step,
-                "tokens": total_batch_size * progress.step,
-                "total_training_time": progress.training_time,
-            },
+            "final": {**final, "chatcore_metric": progress.chatcore},
         }
     )
     machine.print(f"the model is in {folder / f'step_{progress.step:06d}'}")
+
+
+def optimizer_groups(args, model, base_flags):
+    """The base run's rates as they stood on its command line, or this one's, times --init-lr-frac; no weight decay."""
+    rates = {name: getattr(args, name) or base_flags[name] for name in ("embedding_lr", "unembedding_lr", "matrix_lr")}
+    rates = {name: rate * args.init_lr_frac for name, rate in {**rates, "scalar_lr": args.scalar_lr}.items()}
+    return param_groups(model.roles(), model.config.n_embd, weight_decay=0.0, **rates)
 
 
 def examine(args, model, tokenizer, machine):

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import pyarrow.parquet as pq
 import pytest
 
-from nanochat import core_bundle, tinyworld, tinyworld_skills, tinyworld_text
+from nanochat import core_bundle, tinyworld, tinyworld_documents, tinyworld_skills, tinyworld_text
 from nanochat.sandbox import calculator
 from nanochat.tinyworld_facts import by_relation, facts, invented_name, never_asked
 from nanochat.tinyworld_tables import INVENTED_FIRST, INVENTED_FIRST_TEST
@@ -22,7 +22,7 @@ CYCLES = ("month_after", "month_before", "day_after", "day_before", "month_numbe
 
 @pytest.fixture(scope="module")
 def reading():
-    return list(tinyworld.documents(seed=3, characters=1_500_000))
+    return list(tinyworld_documents.documents(seed=3, characters=1_500_000))
 
 
 def words(text):
@@ -44,7 +44,7 @@ def flat(wordings):
 
 
 def training_templates():
-    rooms = (tinyworld, tinyworld_text, tinyworld_skills)
+    rooms = (tinyworld_documents, tinyworld_text, tinyworld_skills)
     tables = [value for room in rooms for name, value in vars(room).items() if name.isupper() and name != "SHARES"]
     found = [text for table in tables if isinstance(table, (str, dict, list)) for text in flat(table)]
     topics = flat(tinyworld_text.TOPICS)
@@ -117,7 +117,7 @@ def test_reading_asks_and_states_every_fact_about_equally_often(reading):
 
 
 def test_statements_questions_and_quizzes_deal_every_fact_before_any_comes_again():
-    world = tinyworld.World(random.Random(0))
+    world = tinyworld_documents.World(random.Random(0))
     for deck in (world.facts, world.asked, world.quizzed):
         assert {fact for _ in range(len(facts())) for fact in deck.deal(1)} == set(facts())
 
@@ -221,15 +221,15 @@ def test_an_unknown_kind_names_those_there_are():
 
 
 def test_the_same_seed_gives_the_same_text_and_no_document_twice(reading):
-    again = list(tinyworld.documents(seed=3, characters=50_000))
+    again = list(tinyworld_documents.documents(seed=3, characters=50_000))
     assert again == reading[: len(again)]
     assert len(set(reading)) == len(reading)
-    assert not set(again) & set(tinyworld.documents(seed=4, characters=50_000))
+    assert not set(again) & set(tinyworld_documents.documents(seed=4, characters=50_000))
 
 
 def test_no_document_comes_twice_even_where_few_are_possible(monkeypatch):
-    monkeypatch.setattr(tinyworld, "SHARES", ((1.0, (tinyworld._about_nanochat,)),))
-    written = list(tinyworld.documents(seed=1, characters=2_000_000))
+    monkeypatch.setattr(tinyworld_documents, "SHARES", ((1.0, (tinyworld_documents._about_nanochat,)),))
+    written = list(tinyworld_documents.documents(seed=1, characters=2_000_000))
     assert len(set(written)) == len(written)
 
 

@@ -1,0 +1,56 @@
+"""Small things that several tests need: tokenizers whose ids can be read, models that are random in every parameter."""
+
+import json
+
+import numpy as np
+import torch
+
+from nanochat.dataset import TokenFile
+from nanochat.gpt import GPTConfig, build_model
+from nanochat.optim import MuonAdamW, param_groups
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
+
+CPU = Runtime(torch.device("cpu"), torch.float32)
+MERGES = (b"he", b"ll", b"lo", b"th", b" t", b" th", b" the", b"in", b"an", b"er", b"12")
+
+
+def byte_tokenizer(merges=()) -> Tokenizer:
+    """Ids 0..255 are the bytes: without merges, encode(text) is list(text.encode())."""
+    return Tokenizer(SPLIT_PATTERN, [bytes([i]) for i in range(256)] + list(merges))
+
+
+def rank_of(rank: int, world_size: int) -> Runtime:
+    return Runtime(torch.device("cpu"), torch.float32, rank, rank, world_size)
+
+
+def small_config(vocab_size: int, sequence_len: int = 64, **changes) -> GPTConfig:
+    shape = dict(n_layer=2, n_head=2, n_kv_head=1, n_embd=32, window_pattern="SL") | changes
+    return GPTConfig(sequence_len, vocab_size, **shape)
+
+
+def random_model(config: GPTConfig, seed: int = 0, runtime: Runtime = CPU):
+    """No parameter is left at a value that would hide a term."""
+    model = build_model(config, runtime, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator).to(parameter.dtype))
+    return model
+
+
+def optimizer_of(model, rank: int = 0, world_size: int = 1) -> MuonAdamW:
+    rates = dict(unembedding_lr=0.004, embedding_lr=0.1, matrix_lr=0.02, scalar_lr=0.5, weight_decay=0.1)
+    return MuonAdamW(param_groups(model.roles(), model.config.n_embd, **rates), rank, world_size)
+
+
+def write_token_files(folder, documents: list[list[int]], name: str = "shard_00000", dtype=np.uint16) -> TokenFile:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = TokenFile(folder / f"{name}.bin", folder / f"{name}.idx.npy")
+    np.array([token for document in documents for token in document], dtype).tofile(file.tokens)
+    np.save(file.offsets, np.cumsum([0, *map(len, documents)]).astype(np.int64))
+    return file
+
+
+def read_jsonl(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
