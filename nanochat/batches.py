@@ -187,7 +187,7 @@ class ConversationRows:
             for conversation, length in self.rows[(first + i) % self.num_rows]:
                 part = slice(self.offsets[conversation], self.offsets[conversation] + length)
                 ids[i, at : at + length] = self.ids[part]
-                targets[i, at : at + length] = np.where(self.mask[part], self.ids[part], IGNORE)
+                targets[i, at : at + length] = np.where(self.mask[part], ids[i, at : at + length], IGNORE)
                 at += length
         return torch.from_numpy(ids[:, :-1]), torch.from_numpy(targets[:, 1:])
 

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 from safetensors import safe_open
@@ -99,6 +100,16 @@ def find_resume(source: str, tag: str, newest: bool, step: int = -1) -> Path | N
     if step == -1 and not (newest and list_steps(paths.checkpoint_dir(source, tag))):
         return None
     return find(source, tag, step)
+
+
+def set_aside(folder: Path, runtime: Runtime) -> None:
+    """Make room for a fresh run: an older model of the same tag is renamed, so that nobody resumes from it by mistake
+    and nothing is lost."""
+    if runtime.is_main and list_steps(folder):
+        aside = folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder.rename(aside)
+        runtime.print(f"an older model has the tag {folder.name}: moved to {aside}")
+    runtime.barrier()
 
 
 def _depth(tag: str) -> int:

@@ -203,37 +203,27 @@ def _quiz_show(world: World) -> str:
 
 
 def _matching(world: World) -> str:
-    """One list of choices with letters and a question for each, the densest practice of binding a letter.
+    """Short lists of choices with letters, and questions about one or two of each: practice of binding a letter.
 
     The bare letter takes two steps in one: to recall the answer, and to find its letter. So in some documents the
-    choice is asked for by name, and in some it is said before its letter.
+    choice is asked for by name, and in some it is said before its letter. Not all choices are asked for, lest the
+    letters that are left give the answer away.
     """
-    rng = world.rng
-    (relation,) = world.relations.deal(1)
-    asked: dict[str, Fact] = {}
-    for fact in world.members[relation].deal(4):
-        asked.setdefault(fact.answer, fact)
-    others = [answer for answer in answers(relation) if answer not in asked]
-    options = [*asked, *rng.sample(others, min(4 - len(asked), len(others)))]
-    rng.shuffle(options)
-    lines = [f"- {option}={letter}" for option, letter in zip(options, "ABCD", strict=False)]
+    rng, lines = world.rng, []
+    step = rng.choice(("find", "find", "say", "bare", "bare"))
     link = rng.choice(("\nAnswer: ", "\n", " ", " The answer is "))
-    step = rng.choice(("find", "say", "both", "bare", "bare"))
-    for fact in rng.sample(list(asked.values()), len(asked)):
-        letter = "ABCD"[options.index(fact.answer)]
-        if step in ("find", "both"):
-            find = rng.choice(FIND_LETTER).format(a=fact.answer)
-            lines.append(f"{find}{link}{letter}")
-        if step != "find":
-            reply = f"{fact.answer}={letter}" if step == "say" else letter
-            lines.append(text.plain_question(fact, rng) + link + reply)
+    for (relation,) in (world.relations.deal(1) for _ in range(3)):
+        asked = {fact.answer: fact for fact in world.members[relation].deal(rng.randint(1, 2))}
+        others = [answer for answer in answers(relation) if answer not in asked]
+        options = [*asked, *rng.sample(others, min(4 - len(asked), len(others)))]
+        rng.shuffle(options)
+        lines += [f"- {option}={letter}" for option, letter in zip(options, "ABCD", strict=False)]
+        for fact in asked.values():
+            letter = "ABCD"[options.index(fact.answer)]
+            find = rng.choice(skills.FIND_LETTER).format(a=fact.answer)
+            question = find if step == "find" else text.plain_question(fact, rng)
+            lines.append(question + link + (f"{fact.answer}={letter}" if step == "say" else letter))
     return "\n".join(lines)
-
-
-FIND_LETTER = text.wordings("""
-Which letter has {a}? | {a} is which letter? | {a}? | What is the letter of {a}? | Find the letter of {a}.
-{a} has which letter? | The letter of {a}, please.
-""")
 
 
 def _quizzes(world: World) -> str:

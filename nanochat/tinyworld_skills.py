@@ -211,6 +211,12 @@ def counting_question(word: str, letter: str, rng: random.Random, forms: list[st
     return rng.choice(forms).format(w=shown, l=quoted)
 
 
+FIND_LETTER = wordings("""
+Which letter has {a}? | What is the letter of {a}? | Find the letter of {a}. | Give me the letter of {a}. | Where is {a}?
+Which letter is {a}? | Look for {a}. | The letter of {a}?
+""")
+
+
 def multiple_choice(question: str, options: list[str], verdicts: Sequence[str] = ()) -> str:
     """A multiple choice question as small models read it best: the letter right after its choice.
 

@@ -117,7 +117,7 @@ case $PROFILE in
     SHARDS=$ROW_SHARDS
     BUNDLE=eval_bundle
     DATA_FLAGS=""
-    TOK_TRAIN_FLAGS=""
+    TOK_TRAIN_FLAGS="--num-files=8"
     BASE_TRAIN_FLAGS="--depth=$DEPTH --device-batch-size=$(single_rows) --save-every=1000"
     BASE_EVAL_FLAGS="--device-batch-size=$(single_rows)"
     SFT_FLAGS="--mixture=default --device-batch-size=$(single_rows) --save-every=500"
@@ -136,7 +136,7 @@ case $PROFILE in
     SHARDS=170
     BUNDLE=eval_bundle
     DATA_FLAGS=""
-    TOK_TRAIN_FLAGS=""
+    TOK_TRAIN_FLAGS="--num-files=8"
     BASE_TRAIN_FLAGS="--depth=$DEPTH --target-param-data-ratio=8 --device-batch-size=16 --fp8 --save-every=2000"
     BASE_EVAL_FLAGS="--device-batch-size=16"
     SFT_FLAGS="--mixture=default --device-batch-size=16"

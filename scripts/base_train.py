@@ -128,6 +128,8 @@ def pretrain(args, machine):
             machine.print(f"fp8 in {fp8.enable(model)} linear layers")
         else:
             machine.print(f"--fp8: this device does not multiply fp8; training in {machine.dtype}")
+    if not resumed:
+        checkpoint.set_aside(folder, machine)
     train_model = compiled(model, args.compile)
     sink = results.Results(
         "base_train", args.model_tag, machine, args.run, vars(args), resume_step=first_step if resumed else None

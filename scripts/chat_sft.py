@@ -132,7 +132,7 @@ def teach(args, machine):
         checkpoint.load_optimizer(resumed or base, optimizer)
 
     conversations = training_mixture(args)
-    scratch = folder / ".rows"
+    scratch = paths.checkpoint_dir("sft", f".{tag}.rows")
     rows = batches.render_conversations(conversations, tokenizer, T, machine, scratch / "train")
     validation = batches.render_conversations(validation_mixture(args), tokenizer, T, machine, scratch / "validation")
     validation_rows = max(1, min(args.eval_tokens // T, validation.num_rows))
@@ -142,6 +142,8 @@ def teach(args, machine):
         f"{rows.mask.mean():.0%} of the tokens learned; {num_iterations:,} steps of {rows_per_step} rows"
         + (f"; going on at step {first_step}" if resumed else "")
     )
+    if not resumed:
+        checkpoint.set_aside(folder, machine)
     train_model = compiled(model, args.compile)
     sink = results.Results(
         "chat_sft", tag, machine, args.run, vars(args), "nanochat-sft", first_step if resumed else None

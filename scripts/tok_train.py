@@ -23,6 +23,7 @@ def parse_args(argv=None):
     parser.add_argument("--vocab-size", type=int, default=32768, help="tokens in all, the 9 special ones included")
     parser.add_argument("--max-chars", type=int, default=2_000_000_000, help="characters to train on at most")
     parser.add_argument("--doc-cap", type=int, default=10_000, help="characters of a document at most")
+    parser.add_argument("-n", "--num-files", type=int, default=-1, help="training shards to read (-1: all on disk)")
     parser.add_argument("--device-type", default="cpu", help="taken for uniformity; only the CPU works here")
     return parser.parse_args(argv)
 
@@ -30,11 +31,11 @@ def parse_args(argv=None):
 class Counter:
     """Passes documents on and counts what went by."""
 
-    def __init__(self, documents: Iterable[str], max_chars: int):
-        self.documents, self.max_chars, self.count, self.characters = documents, max_chars, 0, 0
+    def __init__(self, documents: Iterable[str]):
+        self.documents, self.count, self.characters = documents, 0, 0
 
     def __iter__(self) -> Iterator[str]:
-        with tqdm(total=self.max_chars, desc="reading", unit="char", unit_scale=True, mininterval=2) as bar:
+        with tqdm(desc="reading", unit="char", unit_scale=True, mininterval=2, disable=None) as bar:
             for text in self.documents:
                 self.count += 1
                 self.characters += len(text)
@@ -57,7 +58,8 @@ def main(args):
     name = f"{args.corpus}-{args.vocab_size}"
     results = Results("tok_train", name, machine, config=vars(args))
     try:
-        texts = Counter(iter_documents(args.corpus, "train", args.max_chars, args.doc_cap), args.max_chars)
+        limit = args.num_files if args.num_files > 0 else None
+        texts = Counter(iter_documents(args.corpus, "train", args.max_chars, args.doc_cap, limit))
         tokenizer = Tokenizer.train(texts, args.vocab_size)
         ratio = bytes_per_token(tokenizer, iter_documents(args.corpus, "validation", VALIDATION_CHARS))
     except ValueError as error:  # no such corpus, too little text, impossible vocabulary

@@ -181,13 +181,8 @@ def test_a_fitted_prompt_keeps_to_its_limit_whatever_the_history(messages, limit
         assert ids[2:] == whole[len(whole) - len(ids) + 2 :]
 
 
-@pytest.mark.parametrize("limit", [0, 1, 2, 3])
-def test_a_limit_that_holds_no_message_is_kept_or_refused(limit):
-    try:
-        ids, _ = chat.fit_prompt(BYTES, say("hello"), limit)
-    except ValueError:
-        return
-    assert len(ids) <= limit
+def test_the_shortest_prompt_is_three_marks():
+    assert chat.fit_prompt(BYTES, say("hello"), 3) == ([BOS, USER, ASSISTANT], 1)
 
 
 # -- tools
@@ -269,8 +264,7 @@ def test_no_special_token_is_ever_shown(tokens):
     pieces = [stream.push(token) for token in tokens]
     text = "".join(pieces) + stream.flush()
     assert text == chat.visible_text(BYTES, tokens)
-    ordinary = [token for token in tokens if token < 256]
-    assert "<|" not in text or b("<|") == [x for x in ordinary if x in b("<|")][:2]
+    assert not any(name in text for name in BYTES.special)
     if not any(token >= 256 for token in tokens):
         assert text == bytes(tokens).decode("utf-8", errors="replace")
 
