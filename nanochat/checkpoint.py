@@ -147,15 +147,15 @@ def load_optimizer(folder: Path, optimizer: MuonAdamW) -> None:
     files = [safe_open(path, framework="pt") for path in sorted(folder.glob("optim_*.safetensors"))]
     if not files:
         raise CheckpointError(f"{folder} holds no optimizer state; it cannot be resumed, only used")
-    slices: dict[tuple[str, str], list] = {}
+    slices: dict[tuple[str, str], dict] = {}  # by first row: small tensors are whole in the file of every rank
     for file in files:
         for key in file.keys():
             name, state, first, _ = key.rsplit(":", 3)
-            slices.setdefault((name, state), []).append((int(first), file.get_slice(key)))
+            slices.setdefault((name, state), {})[int(first)] = file.get_slice(key)
     for name, states in optimizer.state_shares().items():
         for state, (target, low, _) in states.items():
             filled = 0
-            for first, part in slices.get((name, state), []):
+            for first, part in slices.get((name, state), {}).items():
                 begin, end = max(low, first), min(low + target.size(0), first + part.get_shape()[0])
                 if begin < end:
                     target[begin - low : end - low] = part[begin - first : end - first].to(target.device)

@@ -5,6 +5,7 @@ N tokens, C model width, V vocabulary (rows of the head, padding included).
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 IGNORE = -1
 # Logits that are held at once: on a CPU what its caches hold, on a GPU enough to keep it busy (512 MB in float32).
@@ -29,14 +30,22 @@ def cross_entropy(
         raise ValueError(f"loss_reduction is {reduction!r}; expected mean, sum or none")
     if reduction == "none":
         step = _tokens_per_chunk(weight)
-        parts = []
-        for start in range(0, x.size(0), step):
-            logits = softcapped_logits(x[start : start + step], weight, vocab_size, softcap)
-            part = targets[start : start + step]
-            parts.append(F.cross_entropy(logits, part, ignore_index=IGNORE, reduction="none"))
-        return torch.cat(parts)
+        chunks = zip(x.split(step), targets.split(step), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([_losses(*chunk, weight, vocab_size, softcap) for chunk in chunks])
+        # recomputed in the backward pass: autograd would keep every chunk's logits for it
+        return torch.cat(
+            [checkpoint(_losses, *chunk, weight, vocab_size, softcap, use_reentrant=False) for chunk in chunks]
+        )
+    if not torch.is_grad_enabled():
+        x, weight = x.detach(), weight.detach()
     total = _SoftcappedCrossEntropy.apply(x, weight, targets, vocab_size, softcap)
     return total / (targets != IGNORE).sum() if reduction == "mean" else total
+
+
+def _losses(x, targets, weight, vocab_size, softcap):
+    logits = softcapped_logits(x, weight, vocab_size, softcap)
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")
 
 
 def _tokens_per_chunk(weight: torch.Tensor) -> int:

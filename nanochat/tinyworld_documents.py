@@ -211,7 +211,7 @@ def _matching(world: World) -> str:
     """
     rng, lines = world.rng, []
     step = rng.choice(("find", "find", "say", "bare", "bare"))
-    link = rng.choice(("\nAnswer: ", "\n", " ", " The answer is "))
+    link = rng.choice((" ", " ", "\n", "\nAnswer: "))
     for (relation,) in (world.relations.deal(1) for _ in range(3)):
         asked = {fact.answer: fact for fact in world.members[relation].deal(rng.randint(1, 2))}
         others = [answer for answer in answers(relation) if answer not in asked]

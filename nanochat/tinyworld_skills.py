@@ -212,7 +212,7 @@ def counting_question(word: str, letter: str, rng: random.Random, forms: list[st
 
 
 FIND_LETTER = wordings("""
-Which letter has {a}? | What is the letter of {a}? | Find the letter of {a}. | Give me the letter of {a}. | Where is {a}?
+Which letter has {a}? | What is the letter of {a}? | Find the letter of {a}. | Give me the letter of {a}.
 Which letter is {a}? | Look for {a}. | The letter of {a}?
 """)
 

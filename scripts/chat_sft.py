@@ -25,16 +25,16 @@ from tasks.tinyworld import TinyWorld
 
 # Conversations of each kind that the tiny profile is taught.
 TINY = {
-    "facts": 5000,
-    "arithmetic": 2000,
+    "facts": 6000,
+    "arithmetic": 2500,
     "arithmetic_hard": 250,
-    "counting": 2000,
-    "spelling": 500,
-    "multiple_choice": 3500,
+    "counting": 2500,
+    "spelling": 600,
+    "multiple_choice": 6000,
     "stories": 2500,
-    "smalltalk": 400,
+    "smalltalk": 500,
     "identity": 300,
-    "unknown": 1200,
+    "unknown": 1500,
 }
 
 

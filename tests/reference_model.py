@@ -126,3 +126,12 @@ def reference_losses(logits, targets):
 def reference_loss(logits, targets):
     """Mean over the targets kept."""
     return reference_losses(logits, targets).sum() / (targets != -1).sum()
+
+
+def difference(found, expected):
+    """The largest difference, relative to the largest of what is expected."""
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+
+
+def random_ids(config, rows, length, seed=3):
+    return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -1,16 +1,18 @@
 """Packing: rows are full, begin with bos, and are a pure function of their number."""
 
 import os
+import threading
 
 import numpy as np
 import pytest
 import torch
+from helpers import CPU, byte_tokenizer, rank_of, write_token_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import CPU, byte_tokenizer, rank_of, write_token_files
 from nanochat import batches, chat
 from nanochat.batches import ConversationRows, TextRows, best_fit, read_steps, render_conversations, split_batch
+from nanochat.runtime import Runtime
 
 BOS = 0
 anyone = settings(deadline=None, max_examples=200)
@@ -52,7 +54,9 @@ def test_cropped_rows_are_exactly_full_but_for_the_last(lengths, capacity, buffe
     assert all(0 < size <= capacity for size in sizes[-1:])
     used = [document for row in rows for document, _ in row]
     assert sorted(used) == list(range(len(lengths)))  # each once: what is cropped loses only its tail
-    cropped = [(i, j) for i, row in enumerate(rows) for j, (document, take) in enumerate(row) if take < lengths[document]]
+    cropped = [
+        (i, j) for i, row in enumerate(rows) for j, (document, take) in enumerate(row) if take < lengths[document]
+    ]
     assert all(j == len(rows[i]) - 1 for i, j in cropped)  # only what ends a row is cut
     assert all(0 < take <= lengths[document] for row in rows for document, take in row)
     assert rows == slow_best_fit(lengths, capacity, True, buffer)
@@ -362,6 +366,34 @@ def test_conversations_longer_than_the_row_are_cut_and_the_epoch_ends(tmp_path):
     assert int((targets >= 0).sum()) == sum(sum(mask) for _, mask in rendered)
     found = sorted(conversation for row in rows.rows for conversation, _ in row)
     assert found == list(range(len(talks)))
+
+
+def test_ranks_that_render_their_shares_read_the_same_rows(tmp_path, monkeypatch):
+    talks = [conversation("q" * (i % 7), "a" * (i % 30)) for i in range(41)]
+    alone = render_conversations(talks, TOKENIZER, 31, CPU, tmp_path)
+    assert not list(tmp_path.iterdir())
+    world_size, values, rows = 3, [None] * 3, [None] * 3
+    barrier = threading.Barrier(world_size, timeout=60)
+
+    def gather(self, value):
+        values[self.rank] = value
+        barrier.wait()
+        return list(values)
+
+    monkeypatch.setattr(Runtime, "barrier", lambda self: barrier.wait())
+    monkeypatch.setattr(Runtime, "gather", gather)
+
+    def work(rank):
+        rows[rank] = render_conversations(talks, TOKENIZER, 31, rank_of(rank, world_size), tmp_path / "scratch")
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = alone.read(0, alone.num_rows)
+    for mine in rows:
+        assert_same_steps([mine.read(0, mine.num_rows)], [expected])
 
 
 def test_what_is_learned_is_what_the_assistant_says(tmp_path):

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import byte_tokenizer
 from nanochat import chat
 from nanochat.tokenizer import Tokenizer
 
@@ -156,7 +156,8 @@ def test_a_last_message_that_is_too_long_keeps_its_end():
 texts = st.text(alphabet="ab é", max_size=12)
 histories = st.builds(
     lambda system, contents: (
-        ([{"role": "system", "content": system}] if system else []) + say(*contents[: len(contents) - 1 + len(contents) % 2])
+        ([{"role": "system", "content": system}] if system else [])
+        + say(*contents[: len(contents) - 1 + len(contents) % 2])
     ),
     texts,
     st.lists(texts, min_size=1, max_size=7),

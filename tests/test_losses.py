@@ -52,9 +52,7 @@ def test_loss_and_gradients_are_the_plain_ones_at_any_chunk(chunk, reduction, vo
     assert found.shape == expected.shape
     assert difference(found, expected) < precise
     upstream = torch.linspace(-1, 2, 37) if reduction == "none" else torch.tensor(0.7)
-    for got, want in zip(
-        gradients(found, upstream, x, weight), gradients(expected, upstream, x, weight), strict=True
-    ):
+    for got, want in zip(gradients(found, upstream, x, weight), gradients(expected, upstream, x, weight), strict=True):
         assert difference(got, want) < precise * 10
     if reduction == "none":
         assert (found[targets == -1] == 0).all()
@@ -105,7 +103,7 @@ def test_gradcheck(reduction, monkeypatch):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_float32_and_bfloat16_inputs(reduction):
-    """The products run in the dtype of x, the softmax in float32; gradients come in the dtype of what they belong to."""
+    """The products run in the dtype of x, the softmax in float32; a gradient has the dtype of what it belongs to."""
     exact_x, exact_w, targets = example()
     want = gradients(plain(exact_x, exact_w, targets, 60, reduction), 1.0, exact_x, exact_w)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.04)):
@@ -144,6 +142,7 @@ def test_the_logits_of_all_tokens_are_never_held(reduction, monkeypatch):
     assert watch.largest <= 32 * V
 
 
+# FAILS for "none" as of writing: autograd keeps tanh and log-softmax of every chunk, two tensors of N x V in all.
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_what_is_kept_for_the_backward_pass_is_less_than_the_logits(reduction, monkeypatch):
     """In pieces or not: tensors kept by autograd are held all at once."""
@@ -162,6 +161,7 @@ def test_what_is_kept_for_the_backward_pass_is_less_than_the_logits(reduction, m
     assert sum(kept.values()) < N * V / 4
 
 
+# FAILS for "mean" and "sum" as of writing: ctx.needs_input_grad is true under no_grad too, three products a chunk.
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_evaluation_makes_no_gradients(reduction, monkeypatch):
     """Under no_grad there is one product a chunk, though the head wants gradients at other times."""

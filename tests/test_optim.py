@@ -48,13 +48,17 @@ def test_golden_steps_in_float64():
 
 def test_golden_steps_in_float32():
     """Cautious decay asks for the sign of update x weight: where that is about zero, float32 noise may decide it the
-    other way, which moves an element by lr x decay = 0.0056 of itself. Few may."""
+    other way, which moves the element by lr x decay of itself in that step. This happens to one of 278,610 here; all
+    others agree to 2e-4 (and in fact to 1e-5)."""
     found, expected = golden_steps(torch.float32)
-    errors = differences(found, expected)
-    assert {name: error for name, error in errors.items() if not error < 2e-4} == {}
-    with torch.no_grad():
-        wrong = sum(((found[name] - expected[name]).abs() > 1e-4 * expected[name].abs().max()).sum() for name in expected)
-    assert wrong <= 3
+    flipped = []
+    for name, value in expected.items():
+        errors = (found[name].detach() - value).abs()
+        wrong = errors > 1e-5 * value.abs().max()
+        flipped += [name] * wrong.sum().item()
+        rate = 0.02 * max(1, value.size(0) / value.size(-1)) ** 0.5
+        assert (errors[wrong] <= 1.01 * rate * 0.28 * value[wrong].abs()).all(), name
+    assert len(flipped) <= 3 and all(name.startswith("transformer.h.") for name in flipped), flipped
 
 
 # -- groups
@@ -338,6 +342,7 @@ def test_state_of_one_rank_loads_on_many(ranks):
         assert largest_difference(state["four from one"], expected["four"]) < 1e-9
 
 
+# FAILS as of writing: load_optimizer counts the small tensors, which every rank saves whole, once for each rank.
 def test_state_of_many_ranks_loads_on_one(ranks):
     found, expected, folder = ranks
     model, optimizer = new_run()

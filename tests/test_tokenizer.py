@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers import MERGES, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers import MERGES, byte_tokenizer
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer, TokenizerError
 
 PUBLIC = Path(__file__).parent / "data" / "public"

@@ -1,0 +1,375 @@
+"""Checkpoints: what is saved comes back to the bit, on any number of ranks; what is half there is not there."""
+
+import json
+import os
+import re
+import shutil
+import threading
+
+import pytest
+import torch
+from helpers import CPU, MERGES, byte_tokenizer, optimizer_of, random_model, rank_of, small_config
+
+from nanochat import checkpoint, paths
+from nanochat.checkpoint import CheckpointError
+from nanochat.gpt import build_model
+from nanochat.runtime import Runtime
+from nanochat.tokenizer import TokenizerError
+
+TOKENIZER = byte_tokenizer(MERGES)
+CONFIG = small_config(TOKENIZER.vocab_size, n_layer=3)
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path))
+
+
+def meta_of(tag="d2", stage="base"):
+    return {
+        "stage": stage,
+        "tag": tag,
+        "model_config": CONFIG.__dict__,
+        "tokenizer": {"name": "toy-276", "fingerprint": TOKENIZER.fingerprint},
+        "progress": {"step": 7},
+    }
+
+
+def save(tag="d2", step=10, model=None, optimizer=None, stage="base", runtime=CPU):
+    model = model or build_model(CONFIG, CPU)
+    folder = paths.checkpoint_dir(stage, tag)
+    checkpoint.save_checkpoint(folder, step, model, optimizer, meta_of(tag, stage), runtime)
+    return folder / f"step_{step:06d}"
+
+
+def trained():
+    """A model and its optimizer after three steps: every state has a value of its own."""
+    model = random_model(CONFIG, seed=3)
+    optimizer = optimizer_of(model)
+    for seed in range(3):
+        gradients_and_step(model, optimizer, seed)
+    return model, optimizer
+
+
+def gradients_and_step(model, optimizer, seed):
+    idx = torch.randint(0, CONFIG.vocab_size, (2, 17), generator=torch.Generator().manual_seed(seed))
+    model(idx[:, :-1], idx[:, 1:]).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def states(optimizer):
+    return {
+        (name, key): (tensor, first)
+        for name, shares in optimizer.state_shares().items()
+        for key, (tensor, first, _) in shares.items()
+    }
+
+
+# -- there and back
+
+
+def test_weights_and_optimizer_come_back_to_the_bit():
+    model, optimizer = trained()
+    folder = save(model=model, optimizer=optimizer)
+    again = random_model(CONFIG, seed=8)
+    other = optimizer_of(again)
+    checkpoint.load_weights(folder, again)
+    checkpoint.load_optimizer(folder, other)
+    for (name, one), (_, two) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(one, two), name
+    assert states(optimizer).keys() == states(other).keys()
+    for key, (tensor, _) in states(optimizer).items():
+        assert tensor.abs().sum() > 0, key
+        assert torch.equal(tensor, states(other)[key][0]), key
+    assert other.steps == optimizer.steps == 3
+    gradients_and_step(model, optimizer, 9)  # and so does what follows
+    gradients_and_step(again, other, 9)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_checkpoint_is_safetensors_and_json_only():
+    folder = save(optimizer=trained()[1])
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "optim_00000.safetensors", "meta.json"}
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["step"] == 10 and meta["format_version"] == checkpoint.FORMAT_VERSION
+    assert meta_of().items() <= meta.items()
+
+
+def all_ranks(world_size, monkeypatch, work):
+    """Run work(rank) as that many threads which meet at the runtime's barriers."""
+    barrier, failures = threading.Barrier(world_size, timeout=60), []
+    monkeypatch.setattr(Runtime, "barrier", lambda self: barrier.wait() if self.world_size > 1 else None)
+
+    def one(rank):
+        try:
+            work(rank)
+        except BaseException as error:
+            failures.append(error)
+            barrier.abort()
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.mark.parametrize(("writers", "readers"), [(1, 2), (2, 1), (2, 4), (4, 2), (1, 4), (2, 2)])
+def test_optimizer_state_is_read_on_another_number_of_ranks(monkeypatch, writers, readers):
+    model, optimizer = trained()
+    source = save(step=1, model=model, optimizer=optimizer)
+    shares = {}
+
+    def rewrite(rank):
+        mine = optimizer_of(model, rank, writers)
+        checkpoint.load_optimizer(source, mine)
+        save(step=2, model=model, optimizer=mine, runtime=rank_of(rank, writers))
+
+    all_ranks(writers, monkeypatch, rewrite)
+    folder = paths.checkpoint_dir("base", "d2") / "step_000002"
+    assert len(list(folder.glob("optim_*"))) == writers
+    for rank in range(readers):
+        reader = optimizer_of(model, rank, readers)
+        checkpoint.load_optimizer(folder, reader)
+        assert reader.steps == 3
+        for key, (tensor, first) in states(reader).items():
+            shares.setdefault(key, []).append((tensor, first))
+    whole = states(optimizer)
+    assert shares.keys() == whole.keys()
+    for key, parts in shares.items():
+        covered = torch.zeros(whole[key][0].size(0), dtype=torch.bool)
+        for tensor, first in parts:
+            assert torch.equal(tensor, whole[key][0][first : first + tensor.size(0)]), key
+            covered[first : first + tensor.size(0)] = True
+        assert covered.all(), key
+
+
+def test_bfloat16_tables_come_back_and_widen():
+    half = Runtime(torch.device("cpu"), torch.bfloat16)
+    model = build_model(CONFIG, half)
+    assert model.transformer.wte.weight.dtype == torch.bfloat16
+    folder = save(model=model)
+    again, wide = build_model(CONFIG, half, seed=None), build_model(CONFIG, CPU, seed=None)
+    checkpoint.load_weights(folder, again)
+    checkpoint.load_weights(folder, wide)
+    assert again.transformer.wte.weight.dtype == torch.bfloat16
+    assert torch.equal(again.transformer.wte.weight, model.transformer.wte.weight)
+    assert wide.transformer.wte.weight.dtype == torch.float32
+    assert torch.equal(wide.transformer.wte.weight, model.transformer.wte.weight.float())
+
+
+def test_load_model_gives_model_tokenizer_and_meta():
+    TOKENIZER.save(paths.tokenizer_dir("toy-276"))
+    model = random_model(CONFIG, seed=4)
+    save("d2", 10, model=model)
+    save("d2", 20)
+    loaded, tokenizer, meta = checkpoint.load_model("base", CPU, tag="d2", step=10)
+    idx = torch.tensor([[1, 2, 3]])
+    assert torch.equal(loaded(idx), model(idx))
+    assert tokenizer.fingerprint == TOKENIZER.fingerprint
+    assert (meta["step"], meta["tag"], meta["model_config"]) == (10, "d2", CONFIG.__dict__)
+    assert checkpoint.load_model("base", CPU)[2]["step"] == 20
+
+
+# -- what is not complete
+
+
+@pytest.mark.parametrize("stop_at", range(1, 6))
+def test_a_save_that_is_killed_leaves_the_older_checkpoints_only(monkeypatch, stop_at):
+    model, optimizer = trained()
+    save(step=10, model=model, optimizer=optimizer)
+    calls = []
+
+    def counted(function):
+        def call(*args, **kwargs):
+            calls.append(function.__name__)
+            if len(calls) == stop_at:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(checkpoint, "save_file", counted(checkpoint.save_file))
+    monkeypatch.setattr(checkpoint.json, "dumps", counted(json.dumps))
+    monkeypatch.setattr(os, "fsync", counted(os.fsync))
+    with pytest.raises(KeyboardInterrupt):
+        save(step=20, model=model, optimizer=optimizer)
+    folder = paths.checkpoint_dir("base", "d2")
+    assert checkpoint.list_steps(folder) == [10]
+    assert checkpoint.find("base").name == "step_000010"
+    monkeypatch.undo()
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(folder.parent.parent))
+    save(step=20, model=model, optimizer=optimizer)
+    assert checkpoint.list_steps(folder) == [10, 20]
+    assert sorted(path.name for path in folder.iterdir()) == ["step_000010", "step_000020"]
+
+
+def test_every_file_is_on_disk_before_the_folder_is_renamed(monkeypatch):
+    flushed, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (flushed.append(os.readlink(f"/proc/self/fd/{number}")), fsync(number))
+    )
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("no /proc")
+    folder = save(optimizer=trained()[1])
+    flushed_names = {os.path.basename(path) for path in flushed if ".step_" in path}
+    assert {path.name for path in folder.iterdir()} <= flushed_names
+
+
+def test_saving_a_step_again_is_never_without_a_whole_checkpoint(monkeypatch):
+    """Killed while the old folder of the same step goes away, what is listed can still be loaded."""
+    folder = save(step=10)
+
+    def interrupted(path, *args, **kwargs):
+        if os.path.basename(path) == "step_000010":
+            os.unlink(os.path.join(path, "model.safetensors"))
+            raise KeyboardInterrupt
+        return real(path, *args, **kwargs)
+
+    real = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", interrupted)
+    try:
+        save(step=10)
+    except KeyboardInterrupt:
+        pass
+    for step in checkpoint.list_steps(folder.parent):
+        checkpoint.load_weights(folder.parent / f"step_{step:06d}", build_model(CONFIG, CPU, seed=None))
+
+
+# -- which one is meant
+
+
+def test_without_a_tag_the_largest_depth_is_taken_by_number():
+    for tag in ("d2", "d10", "d9", "zebra"):
+        save(tag)
+    assert checkpoint.find("base").parent.name == "d10"
+
+
+def test_without_depth_tags_the_model_written_last_is_taken():
+    for age, tag in enumerate(("b", "c", "a")):
+        folder = save(tag).parent
+        os.utime(folder, (1000 + age, 1000 + age))
+    assert checkpoint.find("base").parent.name == "a"
+
+
+def test_the_newest_step_is_taken_by_number():
+    for step in (9, 100, 1_000_000, 20):
+        save(step=step)
+    assert checkpoint.list_steps(paths.checkpoint_dir("base", "d2")) == [9, 20, 100, 1_000_000]
+    assert checkpoint.find("base", "d2").name == "step_1000000"
+    assert checkpoint.find("base", "d2", -1).name == "step_1000000"
+    assert checkpoint.find("base", "d2", 20).name == "step_000020"
+
+
+def test_a_tag_without_a_whole_checkpoint_is_passed_over():
+    save("d2")
+    (paths.checkpoint_dir("base", "d30") / "step_000005").mkdir(parents=True)
+    (paths.checkpoint_dir("base", "d31") / ".step_000005.partial").mkdir(parents=True)
+    assert checkpoint.find("base").parent.name == "d2"
+
+
+@pytest.mark.parametrize(("stage", "maker"), [("base", "base_train"), ("sft", "chat_sft"), ("rl", "chat_rl")])
+def test_no_model_at_all_names_the_command_that_makes_one(stage, maker):
+    with pytest.raises(CheckpointError, match=f"python -m scripts.{maker}"):
+        checkpoint.find(stage)
+
+
+def test_an_unknown_tag_or_step_says_what_there_is():
+    save("d2", 10)
+    save("d2", 30)
+    save("mine")
+    with pytest.raises(CheckpointError, match="'d4'.*d2, mine.*base_train.*--model-tag d4"):
+        checkpoint.find("base", "d4")
+    with pytest.raises(CheckpointError, match="no step 20.*10, 30"):
+        checkpoint.find("base", "d2", 20)
+
+
+def test_where_to_go_on_is_the_newest_or_a_given_step_or_the_beginning():
+    assert checkpoint.find_resume("base", "d2", newest=True) is None
+    for step in (9, 10):
+        save(step=step)
+    assert checkpoint.find_resume("base", "d2", newest=False) is None
+    assert checkpoint.find_resume("base", "d2", newest=True).name == "step_000010"
+    assert checkpoint.find_resume("base", "d2", newest=False, step=9).name == "step_000009"
+    with pytest.raises(CheckpointError, match="no step 11"):
+        checkpoint.find_resume("base", "d2", newest=False, step=11)
+
+
+# -- what does not fit
+
+
+def test_another_tokenizer_than_the_checkpoints_is_refused():
+    save()
+    byte_tokenizer(MERGES[::-1]).save(paths.tokenizer_dir("toy-276"))
+    with pytest.raises(TokenizerError, match="toy-276.*'d2'.*python -m scripts.base_train --model-tag d2"):
+        checkpoint.load_model("base", CPU)
+
+
+def test_a_checkpoint_whose_tokenizer_is_gone_says_how_to_make_it():
+    save()
+    with pytest.raises(TokenizerError, match="tok_train --corpus toy --vocab-size 276"):
+        checkpoint.load_model("base", CPU)
+
+
+@pytest.mark.parametrize("size", [0, 5, 1000])
+def test_truncated_weights_name_the_file_and_the_way_out(size):
+    TOKENIZER.save(paths.tokenizer_dir("toy-276"))
+    path = save() / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(path))} cannot be read.*older step"):
+        checkpoint.load_model("base", CPU)
+
+
+@pytest.mark.parametrize("size", [0, 1000])
+def test_truncated_optimizer_state_names_the_file(size):
+    model, optimizer = trained()
+    path = save(model=model, optimizer=optimizer) / "optim_00000.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="optim_00000"):
+        checkpoint.load_optimizer(path.parent, optimizer_of(model))
+
+
+def test_a_missing_optimizer_is_said():
+    with pytest.raises(CheckpointError, match="no optimizer state"):
+        checkpoint.load_optimizer(save(), optimizer_of(build_model(CONFIG, CPU)))
+
+
+def test_a_missing_file_of_a_rank_is_said(monkeypatch):
+    model, optimizer = trained()
+    source = save(step=1, model=model, optimizer=optimizer)
+
+    def rewrite(rank):
+        mine = optimizer_of(model, rank, 2)
+        checkpoint.load_optimizer(source, mine)
+        save(step=2, model=model, optimizer=mine, runtime=rank_of(rank, 2))
+
+    all_ranks(2, monkeypatch, rewrite)
+    folder = paths.checkpoint_dir("base", "d2") / "step_000002"
+    (folder / "optim_00001.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="optimizer state"):
+        checkpoint.load_optimizer(folder, optimizer_of(model))
+
+
+def test_weights_of_another_shape_are_said():
+    folder = save()
+    other = build_model(small_config(TOKENIZER.vocab_size, n_layer=3, n_embd=64), CPU)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        checkpoint.load_weights(folder, other)
+
+
+def test_a_newer_format_asks_for_an_update():
+    path = save() / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": checkpoint.FORMAT_VERSION + 1}))
+    with pytest.raises(CheckpointError, match="format 2.*up to 1.*update"):
+        checkpoint.load_model("base", CPU)
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}"])
+def test_a_damaged_meta_names_the_file(text):
+    path = save() / "meta.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match="meta.json"):
+        checkpoint.load_model("base", CPU)

@@ -1,0 +1,393 @@
+"""Generation: the same tokens alone and in company, cached and not; tools write into their row; rows come and go."""
+
+import random
+
+import pytest
+import torch
+from helpers import MERGES, byte_tokenizer, random_model, small_config
+
+from nanochat import chat, engine
+from nanochat.engine import Engine, Request, sample, uniform
+
+TOKENIZER = byte_tokenizer(MERGES)
+SPECIAL = TOKENIZER.special
+PYTHON, PYTHON_END, OUTPUT, OUTPUT_END, END = (
+    SPECIAL[f"<|{name}|>"] for name in ("python_start", "python_end", "output_start", "output_end", "assistant_end")
+)
+T = 64
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(small_config(TOKENIZER.vocab_size, T))
+
+
+def prompts(count, seed=0, longest=20):
+    draw = random.Random(seed)
+    return [[TOKENIZER.bos, *draw.choices(range(256), k=draw.randint(0, longest))] for _ in range(count)]
+
+
+@torch.no_grad()
+def slow_greedy(model, prompt, max_tokens, max_length=T):
+    """The whole row through the model for every token: (tokens, finish)."""
+    tools, ids, said, forced = chat.ToolUse(TOKENIZER), list(prompt), [], []
+    while len(said) < max_tokens:
+        if len(ids) > max_length:
+            return said, "length"
+        token = int(model(torch.tensor([ids]))[0, -1].argmax())
+        if forced:
+            token = forced.pop(0)
+        elif token in (END, TOKENIZER.bos):
+            return said, "stop"
+        else:
+            forced += tools.push(token)
+        said.append(token)
+        ids.append(token)
+    return said, "length"
+
+
+def run_all(machine, events=None):
+    """Step until nothing is left: id -> (tokens, finish)."""
+    answers = {}
+    while machine.busy:
+        for event in machine.step():
+            tokens, finish = answers.setdefault(event.id, ([], None))
+            assert finish is None, "an event after the last"
+            if event.token is not None:
+                tokens.append(event.token)
+            answers[event.id] = (tokens, event.finish)
+            if events is not None:
+                events.append(event)
+    return answers
+
+
+# -- the same as the slow way
+
+
+def test_greedy_answers_equal_the_uncached_forward_pass(model):
+    requests = [Request(prompt, max_tokens=30) for prompt in prompts(7)]
+    expected = [slow_greedy(model, request.prompt, 30)[0] for request in requests]
+    assert Engine(model, TOKENIZER).generate(requests) == expected
+    assert len({tuple(tokens) for tokens in expected}) == 7
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_requests_that_join_and_leave_at_any_step_do_not_disturb_each_other(model, seed):
+    draw = random.Random(seed)
+    machine = Engine(model, TOKENIZER, max_rows=3)
+    pending = [Request(prompt, max_tokens=draw.randint(1, 40)) for prompt in prompts(9, seed)]
+    expected, answers, cancelled = {}, {}, set()
+    while pending or machine.busy:
+        while pending and draw.random() < 0.5:
+            request = pending.pop()
+            expected[machine.submit(request)] = slow_greedy(model, request.prompt, request.max_tokens)
+        if expected and draw.random() < 0.1:
+            cancelled.add(draw.choice(sorted(expected)))
+            for id in cancelled:
+                machine.cancel(id)
+        for event in machine.step():
+            tokens, _ = answers.setdefault(event.id, ([], None))
+            if event.token is not None:
+                tokens.append(event.token)
+            answers[event.id] = (tokens, event.finish)
+    for id, answer in expected.items():
+        if id in cancelled:
+            tokens = answers.get(id, ([], None))[0]
+            assert tokens == answer[0][: len(tokens)]
+        else:
+            assert answers[id] == answer
+
+
+def test_windows_shorter_than_the_row_are_seen_the_same_way():
+    model = random_model(small_config(TOKENIZER.vocab_size, 256, n_layer=3, window_pattern="SSL"))
+    assert min(model.config.windows) == 128
+    long = [[TOKENIZER.bos, *range(n)] for n in (150, 125, 3)]
+    expected = [slow_greedy(model, prompt, 12, 256)[0] for prompt in long]
+    assert Engine(model, TOKENIZER).generate([Request(prompt, max_tokens=12) for prompt in long]) == expected
+
+
+def sampled(prompt, seed, **changes):
+    return Request(prompt, **(dict(max_tokens=20, temperature=1.0, top_k=0, top_p=1.0, seed=seed) | changes))
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_k": 5}, {"top_p": 0.7}, {"top_k": 40, "top_p": 0.9, "temperature": 0.6}])
+def test_a_request_draws_the_same_text_alone_and_in_company(model, changes):
+    mine = [sampled(prompt, 7 * i, **changes) for i, prompt in enumerate(prompts(3))]
+    alone = [Engine(model, TOKENIZER).generate([request])[0] for request in mine]
+    others = [sampled(prompt, 99 + i, top_k=3 + i) for i, prompt in enumerate(prompts(5, seed=5))]
+    greedy = [Request(prompt, max_tokens=9) for prompt in prompts(2, seed=6)]
+    together = [others[0], mine[0], greedy[0], mine[1], *others[1:], mine[2], greedy[1]]
+    answers = Engine(model, TOKENIZER, max_rows=4).generate(together)
+    assert [answers[1], answers[3], answers[8]] == alone
+    assert Engine(model, TOKENIZER).generate(mine) == alone
+
+
+def test_top_k_of_one_is_greedy(model):
+    greedy = [Request(prompt, max_tokens=15) for prompt in prompts(4)]
+    one = [sampled(prompt, 3, top_k=1, max_tokens=15) for prompt in prompts(4)]
+    assert Engine(model, TOKENIZER).generate(one) == Engine(model, TOKENIZER).generate(greedy)
+
+
+def test_samples_of_one_prompt_share_its_prefill_and_differ(model, monkeypatch):
+    prompt = prompts(1)[0] + [5, 6, 7]
+    alone = [Engine(model, TOKENIZER).generate([sampled(prompt, seed)])[0] for seed in range(6)]
+    assert len({tuple(tokens) for tokens in alone}) == 6
+    machine, sizes, hidden = Engine(model, TOKENIZER), [], model.hidden
+    monkeypatch.setattr(
+        model, "hidden", lambda idx, cache=None: (sizes.append(tuple(idx.shape)), hidden(idx, cache))[1]
+    )
+    other = prompts(1, seed=9)[0]
+    requests = [sampled(prompt, seed) for seed in range(6)] + [sampled(other, 0)] + [sampled(prompt, 2)]
+    answers = machine.generate(requests)
+    assert answers[:6] == alone and answers[7] == alone[2]
+    assert sum(rows for rows, tokens in sizes if tokens > 1) == 3  # not eight
+
+
+def test_more_prompts_than_one_pass_takes_are_all_answered(model, monkeypatch):
+    monkeypatch.setattr(engine, "PREFILL_TOKENS", 40)
+    requests = [Request(prompt, max_tokens=8) for prompt in prompts(9, longest=30)]
+    expected = [slow_greedy(model, request.prompt, 8)[0] for request in requests]
+    assert Engine(model, TOKENIZER).generate(requests) == expected
+
+
+# -- sampling
+
+
+def drawn(logits, count, **request):
+    rows = [engine.Row(i, sampled([1], i, **request), TOKENIZER) for i in range(count)]
+    return torch.tensor(sample(logits.expand(count, -1), rows))
+
+
+def test_samples_follow_the_models_distribution():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0, 1.5]])
+    for temperature in (1.0, 0.5, 2.0):
+        share = drawn(logits, 8000, temperature=temperature).bincount(minlength=5) / 8000
+        assert torch.allclose(share, torch.softmax(logits[0] / temperature, 0), atol=0.025)
+
+
+def test_top_k_and_top_p_keep_the_likeliest():
+    logits = torch.tensor([0.1, 0.4, 0.05, 0.3, 0.15]).log().unsqueeze(0)
+    assert set(drawn(logits, 500, top_k=2).tolist()) == {1, 3}
+    assert set(drawn(logits, 500, top_p=0.69).tolist()) == {1, 3}
+    assert set(drawn(logits, 500, top_p=0.71).tolist()) == {1, 3, 4}
+    assert set(drawn(logits, 500, top_p=0.01).tolist()) == {1}
+    assert set(drawn(logits, 500, top_k=3, top_p=0.5).tolist()) == {1, 3}  # of 0.4, 0.3, 0.15, renormalized
+    share = drawn(logits, 8000, top_k=2).bincount(minlength=5) / 8000
+    assert torch.allclose(share, torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.025)
+
+
+@pytest.mark.parametrize("changes", [{"top_p": 0.0}, {"top_k": None}, {"top_k": 10**6}, {"temperature": 1e-6}])
+def test_extreme_settings_still_draw_a_token(changes):
+    logits = torch.tensor([[0.0, 3.0, 1.0]])
+    tokens = set(drawn(logits, 200, **changes).tolist())
+    assert tokens == ({0, 1, 2} if "top_k" in changes else {1})
+
+
+def test_the_noise_of_a_sample_is_uniform_and_a_function_of_seed_and_position():
+    numbers = torch.tensor(
+        [[uniform(seed, position) for position in range(200)] for seed in range(200)], dtype=torch.float64
+    )
+    assert 0 <= numbers.min() and numbers.max() < 1
+    assert numbers.unique().numel() == numbers.numel()
+    shares = torch.histc(numbers, 16, 0, 1) / numbers.numel()
+    assert (shares - 1 / 16).abs().max() < 0.006
+    for one, other in (
+        (numbers[:-1], numbers[1:]),
+        (numbers[:, :-1], numbers[:, 1:]),
+        (numbers[1:, :-1], numbers[:-1, 1:]),
+    ):
+        assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]) < 0.025
+    assert uniform(3, 5) == uniform(3, 5)
+    assert 0 <= uniform(-1, 0) < 1 and 0 <= uniform(2**80, 10**9) < 1
+
+
+# -- tools: what the model "samples" is written down here
+
+
+class Script:
+    """Stands for engine.sample: prompt -> what is sampled. Keeps the logits that each token would be drawn from."""
+
+    def __init__(self, texts):
+        self.texts = {tuple(prompt): list(tokens) for prompt, tokens in texts}
+        self.logits = {}
+
+    def __call__(self, logits, rows):
+        tokens = []
+        for row, values in zip(rows, logits, strict=True):
+            self.logits.setdefault(row.id, []).append(values)
+            tokens.append(0 if row.forced else self.texts[tuple(row.request.prompt)].pop(0))
+        return tokens
+
+
+def call(code):
+    return [PYTHON, *TOKENIZER.encode(code), PYTHON_END]
+
+
+def output(text):
+    return [OUTPUT, *TOKENIZER.encode(text), OUTPUT_END]
+
+
+def test_the_output_of_a_tool_is_forced_into_its_row_only(model, monkeypatch):
+    a, b, c = [[TOKENIZER.bos, n] for n in (1, 2, 3)]
+    script = Script(
+        [
+            (a, [10, *call("2+3"), 11, END]),
+            (b, [20, 21, 22, 23, 24, 25, *call("'aab'.count('a')"), 26, TOKENIZER.bos]),
+            (c, [*call("6*7"), *call("1/0"), 30, END]),
+        ]
+    )
+    monkeypatch.setattr(engine, "sample", script)
+    machine, events = Engine(model, TOKENIZER), []
+    ids = [machine.submit(Request(prompt, max_tokens=60)) for prompt in (a, b, c)]
+    answers = run_all(machine, events)
+    expected = [
+        [10, *call("2+3"), *output("5"), 11],
+        [20, 21, 22, 23, 24, 25, *call("'aab'.count('a')"), *output("2"), 26],
+        [*call("6*7"), *output("42"), *call("1/0"), 30],
+    ]
+    assert [answers[id] for id in ids] == [(tokens, "stop") for tokens in expected]
+    for id, text in zip(ids, ("5", "2", "42"), strict=True):
+        assert [event.token for event in events if event.id == id and event.forced] == output(text)
+    with torch.no_grad():  # forced and sampled tokens went through the cache as if the row had been fed whole
+        for id, prompt, tokens in zip(ids, (a, b, c), expected, strict=True):
+            whole = model(torch.tensor([prompt + tokens]))[0, len(prompt) - 1 :]
+            assert torch.allclose(torch.stack(script.logits[id]), whole, atol=1e-4)
+
+
+def test_forced_tokens_count_towards_the_limit(model, monkeypatch):
+    code = call("1+1")
+    for limit in range(1, 9):
+        monkeypatch.setattr(engine, "sample", Script([([1], [*code, 9, 9, 9, 9])]))
+        machine = Engine(model, TOKENIZER)
+        machine.submit(Request([1], max_tokens=limit))
+        assert run_all(machine) == {1: ([*code, *output("2"), 9, 9, 9][:limit], "length")}
+
+
+def test_an_end_mark_that_is_sampled_where_a_token_is_forced_does_not_end_the_row(model, monkeypatch):
+    script = Script([([1], [*call("1+1"), 9, END])])
+    ending = lambda logits, rows: [END if row.forced else script(logits[:1], [row])[0] for row in rows]  # noqa: E731
+    monkeypatch.setattr(engine, "sample", ending)
+    assert Engine(model, TOKENIZER).generate([Request([1])]) == [[*call("1+1"), *output("2"), 9]]
+
+
+# -- ends
+
+
+@pytest.mark.parametrize("end", [END, TOKENIZER.bos])
+def test_a_row_ends_at_its_end_mark_which_is_no_token_of_it(model, monkeypatch, end):
+    monkeypatch.setattr(engine, "sample", Script([([1], [7, 8, end])]))
+    machine, events = Engine(model, TOKENIZER), []
+    machine.submit(Request([1], max_tokens=10))
+    run_all(machine, events)
+    assert [(event.token, event.forced, event.finish) for event in events] == [
+        (7, False, None),
+        (8, False, None),
+        (None, False, "stop"),
+    ]
+
+
+def test_other_marks_do_not_end_a_row(model, monkeypatch):
+    others = [SPECIAL["<|user_start|>"], SPECIAL["<|user_end|>"], SPECIAL["<|assistant_start|>"]]
+    monkeypatch.setattr(engine, "sample", Script([([1], [*others, END])]))
+    assert Engine(model, TOKENIZER).generate([Request([1])]) == [others]
+
+
+def test_a_full_row_ends_with_length(model, monkeypatch):
+    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
+    for length in (1, 30, T - 1):
+        machine = Engine(model, TOKENIZER)
+        machine.submit(Request([5] * length, max_tokens=1000))
+        (answer,) = run_all(machine).values()
+        assert answer[1] == "length"
+        assert T <= length + len(answer[0]) <= T + 1  # the last token needs no place in the cache
+
+
+def test_a_row_may_be_longer_than_the_models_sequence(model):
+    prompt = [TOKENIZER.bos, *range(100, 180)]
+    machine = Engine(model, TOKENIZER, max_length=120)
+    assert machine.generate([Request(prompt, max_tokens=20)]) == [slow_greedy(model, prompt, 20, 120)[0]]
+
+
+@pytest.mark.parametrize("length", [T, T + 1, 5 * T])
+def test_a_prompt_without_room_for_an_answer_is_refused_and_the_engine_goes_on(model, length):
+    machine = Engine(model, TOKENIZER)
+    with pytest.raises(ValueError, match=f"{length} tokens.*{T - 1}"):
+        machine.submit(Request([5] * length))
+    with pytest.raises(ValueError, match="empty"):
+        machine.submit(Request([]))
+    assert not machine.busy
+    assert len(machine.generate([Request([5], max_tokens=1)])[0]) <= 1
+
+
+# -- rows
+
+
+def test_requests_wait_for_a_row_in_their_order(model, monkeypatch):
+    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
+    machine, events = Engine(model, TOKENIZER, max_rows=2), []
+    ids = [machine.submit(Request([n + 1], max_tokens=3)) for n in range(5)]
+    run_all(machine, events)
+    firsts = list(dict.fromkeys(event.id for event in events))
+    assert firsts == ids
+    by_step = [event.id for event in events]
+    assert max(by_step.index(id) for id in ids[:2]) < min(by_step.index(id) for id in ids[2:])
+    assert [sum(event.id == id for event in events) for id in ids] == [3] * 5
+
+
+def test_a_step_moves_every_active_request_one_token_on(model, monkeypatch):
+    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
+    machine = Engine(model, TOKENIZER, max_rows=4)
+    first = machine.submit(Request([1], max_tokens=4))
+    assert [event.id for event in machine.step()] == [first]
+    second = machine.submit(Request([2, 3], max_tokens=2))
+    assert [event.id for event in machine.step()] == [first, second]
+    assert sorted((event.id, event.finish) for event in machine.step()) == [(first, None), (second, "length")]
+    assert [(event.id, event.finish) for event in machine.step()] == [(first, "length")]
+    assert not machine.busy and machine.step() == []
+
+
+def test_cancelling_frees_the_row_and_silences_the_request(model, monkeypatch):
+    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
+    machine = Engine(model, TOKENIZER, max_rows=2)
+    a, b, c, d = (machine.submit(Request([n], max_tokens=5)) for n in (1, 2, 3, 4))
+    assert {event.id for event in machine.step()} == {a, b}
+    machine.cancel(a)  # active
+    machine.cancel(d)  # waiting
+    machine.cancel(12345)  # nobody
+    assert {event.id for event in machine.step()} == {b, c}
+    answers = run_all(machine)
+    assert set(answers) == {b, c}
+    assert answers[c] == ([7] * 4, "length")
+    machine.cancel(b)
+    assert not machine.busy
+
+
+def test_leaving_a_stream_early_frees_its_row(model, monkeypatch):
+    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
+    machine = Engine(model, TOKENIZER, max_rows=1)
+    stream = machine.stream(Request([1], max_tokens=50))
+    assert next(stream).token == 7
+    assert machine.busy
+    stream.close()
+    assert not machine.busy
+    assert [event.token for event in machine.stream(Request([2], max_tokens=2))] == [7, 7]
+
+
+def test_a_stream_tells_the_events_of_its_request_and_then_ends(model):
+    prompt = prompts(1)[0]
+    expected, finish = slow_greedy(model, prompt, 12)
+    events = list(Engine(model, TOKENIZER).stream(Request(prompt, max_tokens=12)))
+    assert [event.token for event in events if event.token is not None] == expected
+    assert [event.finish for event in events[:-1]] == [None] * (len(events) - 1)
+    assert events[-1].finish == finish
+
+
+def test_generating_nothing_gives_nothing(model):
+    assert Engine(model, TOKENIZER).generate([]) == []
+
+
+def test_the_model_can_be_trained_after_it_has_generated():
+    model = random_model(small_config(TOKENIZER.vocab_size, 16))
+    Engine(model, TOKENIZER, max_length=100).generate([Request([1] * 60, max_tokens=30)])
+    model(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])).backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
