@@ -21,7 +21,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from nanochat import paths
-from nanochat.download import check_disk, fetch, human, is_readable, jsonl_rows, mirror_path, take, write_json
+from nanochat.download import check_disk, fetch, human, is_readable, jsonl_rows, mirror_path, take
 
 ROW_GROUP = 1000  # documents
 
@@ -128,7 +128,7 @@ def _register(entries: dict[str, dict], source: str) -> set[str]:
                 entries.setdefault(name, entry)
         shards = [entries[name] for name in sorted(entries)]
         manifest = {"name": "climbmix", "source": source, "licence": CLIMBMIX_LICENCE}
-        write_json(folder / "manifest.json", manifest | {"validation": [CLIMBMIX_VALIDATION], "shards": shards})
+        paths.write_json(folder / "manifest.json", manifest | {"validation": [CLIMBMIX_VALIDATION], "shards": shards})
     return set(entries)
 
 
@@ -178,7 +178,7 @@ def import_text(
             read = _scatter(files, building, seed)
             manifest = {"name": name, "source": [str(source) for source in sources], "licence": "your own text"}
             manifest |= _gather(building, validation_fraction, shard_characters)
-            write_json(building / "manifest.json", manifest)
+            paths.write_json(building / "manifest.json", manifest)
             if folder.exists():
                 os.replace(folder, building / "replaced")
             os.replace(building, folder)

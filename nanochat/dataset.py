@@ -43,11 +43,11 @@ from nanochat.corpora import (
     shard_entry,
     write_shard,
 )
-from nanochat.download import DownloadError, hub_files, hub_rows, human, plain_file, write_json
+from nanochat.download import DownloadError, hub_files, hub_rows, human, plain_file
 from nanochat.tokenizer import Tokenizer
 
 # Lent on from the rooms below, so that tasks and corpora need this room only.
-__all__ = ["DownloadError", "hub_files", "hub_rows", "plain_file", "shard_entry", "write_json", "write_shard"]
+__all__ = ["DownloadError", "hub_files", "hub_rows", "plain_file", "shard_entry", "write_shard"]
 
 MAKES = {"tinyworld": "python -m nanochat.tinyworld", "climbmix": "python -m nanochat.dataset -n 8"}
 

@@ -88,17 +88,6 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def write_json(path: Path, value) -> None:
-    """Atomic: a reader finds the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # one file over HTTP
 

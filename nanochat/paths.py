@@ -1,5 +1,7 @@
-"""Where every artifact lives. Paths are computed on call; whoever writes a file makes its folder."""
+"""Where every artifact lives, and how a small one is written. Paths are computed on call; whoever writes a file makes
+its folder."""
 
+import json
 import os
 from pathlib import Path
 
@@ -53,3 +55,14 @@ def data_mirror() -> Path | None:
 
 def hf_endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def write_json(path: Path, value) -> None:
+    """Atomic: a reader finds the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

@@ -14,7 +14,7 @@ import subprocess
 from pathlib import Path
 
 from nanochat import paths
-from nanochat.results import read, write_json
+from nanochat.results import read
 
 TOKENIZER_STAGES = ("tok_train", "tok_eval")
 MODEL_STAGES = ("base_train", "base_eval", "chat_sft", "chat_eval_sft", "chat_rl", "chat_eval_rl")
@@ -362,8 +362,8 @@ def generate(tag: str | None = None) -> Path:
         "total_seconds": total_seconds(stages),
         "missing": [stage for stage, found in stages.items() if not found],
     }
-    write_json(paths.results_dir(tag) / "report.json", summary)
-    write_json(paths.scores_file(), scores(tag, stages))
+    paths.write_json(paths.results_dir(tag) / "report.json", summary)
+    paths.write_json(paths.scores_file(), scores(tag, stages))
     text = markdown(tag, stages, size)
     target = paths.report_dir() / "report.md"
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 from datetime import datetime, timezone
-from pathlib import Path
 
 import torch
 
@@ -62,7 +61,7 @@ class Results:
             head = {"stage": self.stage, "tag": self.tag, "command": command_line(), "started": started}
             seconds = round(time.time() - self.started, 2)
             tail = {"seconds": seconds, "environment": environment(self.runtime), "config": self.config}
-            write_json(self.folder / f"{self.stage}.json", {**head, **summary, **tail})
+            paths.write_json(self.folder / f"{self.stage}.json", {**head, **summary, **tail})
         if self.wandb:
             self.wandb.finish()
 
@@ -76,13 +75,6 @@ def read(tag: str, stage: str) -> dict | None:
     """What a stage left behind, or None."""
     path = paths.results_dir(tag) / f"{stage}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def write_json(path: Path, data: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-    partial.replace(path)
 
 
 def command_line() -> str:

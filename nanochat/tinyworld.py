@@ -15,8 +15,8 @@ import os
 import random
 from pathlib import Path
 
-from nanochat.dataset import write_json, write_shard
-from nanochat.paths import corpus_dir, eval_bundle_dir
+from nanochat.dataset import write_shard
+from nanochat.paths import corpus_dir, eval_bundle_dir, write_json
 from nanochat.tinyworld_bundle import write_bundle
 from nanochat.tinyworld_documents import documents
 

@@ -54,7 +54,7 @@ def make_corpus(name="little", train=((0, 5), (5, 9)), validation=(9, 12)):
         text = [f"document {i}, über {i * i} Dinge <|bos|>" for i in range(*span)]
         shards.append(write_shard(folder / f"shard_{number:05d}.parquet", text))
     manifest = {"name": name, "source": "test", "licence": "none", "validation": [shards[-1]["file"]], "shards": shards}
-    dataset.write_json(folder / "manifest.json", manifest)
+    paths.write_json(folder / "manifest.json", manifest)
     return folder
 
 
@@ -276,7 +276,7 @@ def test_tokens_of_another_number_of_documents_do_not_count(tokenizer):
     dataset.tokenize("little", tokenizer, num_workers=1)
     manifest = dataset.load_manifest("little")
     manifest["shards"][0]["documents"] = 4
-    dataset.write_json(folder / "manifest.json", manifest)
+    paths.write_json(folder / "manifest.json", manifest)
     with pytest.raises(ValueError, match="shard_00000.parquet.*no tokens"):
         dataset.token_files("little", tokenizer.fingerprint, "train")
     with pytest.raises(ValueError, match="has 5 documents, the manifest says 4"):
@@ -301,7 +301,7 @@ def test_shards_are_tokenized_as_they_arrive(tokenizer, monkeypatch):
         folder.mkdir(parents=True, exist_ok=True)
         for entry in manifest["shards"][-count:]:
             (folder / entry["file"]).write_bytes((ready / entry["file"]).read_bytes())
-        dataset.write_json(folder / "manifest.json", manifest | {"shards": manifest["shards"][-count:]})
+        paths.write_json(folder / "manifest.json", manifest | {"shards": manifest["shards"][-count:]})
 
     with pytest.raises(ValueError, match="0 of 3 shards.*python -m nanochat.dataset -n 2"):
         dataset.tokenize_on_arrival("climbmix", tokenizer, 2, poll=0.01, patience=0.05)

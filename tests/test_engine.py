@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import MERGES, byte_tokenizer, random_model, small_config
 
-from nanochat import chat, engine
+from nanochat import chat, engine, samples
 from nanochat.engine import Engine, Request, sample, uniform
 
 TOKENIZER = byte_tokenizer(MERGES)
@@ -140,7 +140,19 @@ def test_samples_of_one_prompt_share_its_prefill_and_differ(model, monkeypatch):
     requests = [sampled(prompt, seed) for seed in range(6)] + [sampled(other, 0)] + [sampled(prompt, 2)]
     answers = machine.generate(requests)
     assert answers[:6] == alone and answers[7] == alone[2]
+    assert answers[6] == Engine(model, TOKENIZER).generate([requests[6]])[0]
     assert sum(rows for rows, tokens in sizes if tokens > 1) == 3  # not eight
+
+
+def test_the_samples_of_a_training_run_take_no_larger_cache_than_they_need(model, monkeypatch):
+    """A full cache of 64 rows is 19 GB at depth 24, beside a model in training."""
+    made, cache = [], engine.KVCache
+    monkeypatch.setattr(engine, "KVCache", lambda *args: made.append(args[1:3]) or cache(*args))
+    model = random_model(small_config(TOKENIZER.vocab_size, 1024))
+    samples.prompted(model, TOKENIZER)
+    ((rows, length),) = made
+    longest = max(len(TOKENIZER.encode(prompt)) for prompt in samples.PROMPTS)
+    assert rows <= len(samples.PROMPTS) and length <= 1 + longest + samples.PROMPT_TOKENS
 
 
 def test_more_prompts_than_one_pass_takes_are_all_answered(model, monkeypatch):
