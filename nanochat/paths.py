@@ -65,4 +65,4 @@ def write_json(path: Path, value) -> None:
         json.dump(value, file, indent=1, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial, path)
+    partial.replace(path)

@@ -50,8 +50,7 @@ class Results:
         """values: wandb's key -> number."""
         if self.lines:
             self.lines.write(json.dumps({"step": step, **values}) + "\n")
-        if self.wandb:
-            self.wandb.log({"step": step, **values})
+        self._to_wandb("log", {"step": step, **values})
 
     def finish(self, summary: dict) -> None:
         """Write results/<tag>/<stage>.json."""
@@ -62,8 +61,15 @@ class Results:
             seconds = round(time.time() - self.started, 2)
             tail = {"seconds": seconds, "environment": environment(self.runtime), "config": self.config}
             paths.write_json(self.folder / f"{self.stage}.json", {**head, **summary, **tail})
+        self._to_wandb("finish")
+
+    def _to_wandb(self, call: str, *args) -> None:
         if self.wandb:
-            self.wandb.finish()
+            try:
+                getattr(self.wandb, call)(*args)
+            except Exception as error:  # whatever it is, the training goes on without its dashboard
+                print(f"wandb is off: {type(error).__name__}: {first_line(error)}", flush=True)
+                self.wandb = None
 
 
 def _precedes(line: dict, step: int) -> bool:
@@ -104,8 +110,12 @@ def start_wandb(project: str, run: str, config: dict):
         mode = None if wandb.api.api_key else "offline"  # without a key it would stop and ask
         return wandb.init(project=project, name=run, config=config, mode=mode)
     except Exception as error:  # not installed, not logged in, offline, refused: all the same to the training
-        print(f"wandb is off: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}", flush=True)
+        print(f"wandb is off: {type(error).__name__}: {first_line(error)}", flush=True)
         return None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 class LiveLine:
