@@ -6,6 +6,7 @@ T sequence length; a row holds T + 1 tokens: inputs are the first T, targets the
 """
 
 import itertools
+import zipfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -126,8 +127,11 @@ def load_plan(offsets: Path, sequence_len: int) -> tuple[np.ndarray, ...]:
     block. Kept beside the token file, since packing a hundred shards takes a minute."""
     path = offsets.with_name(offsets.name.removesuffix(".idx.npy") + f".rows{sequence_len}.npz")
     if path.exists() and path.stat().st_mtime_ns >= offsets.stat().st_mtime_ns:
-        with np.load(path) as arrays:
-            return tuple(arrays[key] for key in ("documents", "takes", "row_starts", "block_starts"))
+        try:
+            with np.load(path) as arrays:
+                return tuple(arrays[key] for key in ("documents", "takes", "row_starts", "block_starts"))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            print(f"{path} is damaged; packing that shard again", flush=True)
     plan = pack_blocks(np.diff(np.load(offsets)), sequence_len)
     partial = path.with_name(f"{path.name}.{np.random.default_rng().integers(1 << 62)}.npz")
     np.savez(partial, documents=plan[0], takes=plan[1], row_starts=plan[2], block_starts=plan[3])
@@ -232,6 +236,11 @@ def split_batch(total_batch_size: int, sequence_len: int, device_batch_size: int
     The device batch is lowered to a rank's share where that is smaller. ValueError, naming the nearest batches, when a
     step does not divide among ranks and device batches.
     """
+    if min(total_batch_size, sequence_len, device_batch_size) < 1:
+        raise ValueError(
+            f"batch {total_batch_size}, sequence length {sequence_len}, device batch {device_batch_size}: "
+            "each must be 1 or more (--total-batch-size, --max-seq-len, --device-batch-size)"
+        )
     rows, rest = divmod(total_batch_size, sequence_len)
     device_batch_size = min(device_batch_size, max(1, rows // runtime.world_size))
     unit = device_batch_size * runtime.world_size

@@ -9,6 +9,7 @@ Everything is written into a hidden folder, flushed, and renamed. Optimizer stat
 can go on with another number of ranks.
 """
 
+import itertools
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from nanochat.runtime import Runtime
 from nanochat.tokenizer import Tokenizer, TokenizerError
 
 FORMAT_VERSION = 1
+ASIDE = ".before-"  # in the name of a model that a newer one of the same tag has taken the place of
 MAKERS = {"base": "scripts.base_train", "sft": "scripts.chat_sft", "rl": "scripts.chat_rl"}
 
 
@@ -60,8 +62,12 @@ def save_checkpoint(folder: Path, step: int, model: GPT, optimizer: MuonAdamW | 
         for file in partial.iterdir():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
-        shutil.rmtree(final, ignore_errors=True)
+        older = folder / f".step_{step:06d}.older"
+        shutil.rmtree(older, ignore_errors=True)
+        if final.exists():
+            final.rename(older)
         partial.rename(final)
+        shutil.rmtree(older, ignore_errors=True)
     runtime.barrier()
 
 
@@ -77,7 +83,7 @@ def find(source: str, tag: str | None = None, step: int | None = None) -> Path:
     root = paths.checkpoint_dir(source)
     make = f"python -m {MAKERS[source]}"
     if tag is None:
-        tags = [path for path in root.glob("*") if list_steps(path)]
+        tags = [path for path in root.glob("*") if list_steps(path) and ASIDE not in path.name]
         if not tags:
             raise CheckpointError(f"no {source} model under {root}; make one with: {make}")
         tag = max(tags, key=lambda path: (_depth(path.name), max(list_steps(path)) and path.stat().st_mtime)).name
@@ -106,7 +112,9 @@ def set_aside(folder: Path, runtime: Runtime) -> None:
     """Make room for a fresh run: an older model of the same tag is renamed, so that nobody resumes from it by mistake
     and nothing is lost."""
     if runtime.is_main and list_steps(folder):
-        aside = folder.with_name(f"{folder.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+        moment = time.strftime("%Y%m%d-%H%M%S")
+        names = (f"{folder.name}{ASIDE}{moment}-{n}" for n in itertools.count(1))
+        aside = next(path for path in map(folder.with_name, names) if not path.exists())
         folder.rename(aside)
         runtime.print(f"an older model has the tag {folder.name}: moved to {aside}")
     runtime.barrier()
@@ -130,6 +138,16 @@ def read_meta(folder: Path) -> dict:
     return meta
 
 
+def check_resumable(folder: Path, meta: dict, **wanted) -> None:
+    """That a checkpoint belongs to the run that would go on from it: each named entry of meta is what is wanted."""
+    for name, value in wanted.items():
+        if meta.get(name) != value:
+            raise CheckpointError(
+                f"{folder} cannot be resumed: its {name.replace('_', ' ')} was {meta.get(name)}, now it is {value}. "
+                "Give the flags of the first run, or start anew without --resume"
+            )
+
+
 def load_weights(folder: Path, model: GPT) -> None:
     path = folder / "model.safetensors"
     try:
@@ -144,7 +162,12 @@ def load_weights(folder: Path, model: GPT) -> None:
 
 def load_optimizer(folder: Path, optimizer: MuonAdamW) -> None:
     """Fill this rank's state from whatever slices the ranks of the saved run wrote."""
-    files = [safe_open(path, framework="pt") for path in sorted(folder.glob("optim_*.safetensors"))]
+    try:
+        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("optim_*.safetensors"))]
+    except Exception as error:  # safetensors raises its own kinds
+        raise CheckpointError(
+            f"{folder}: optimizer state cannot be read ({error}); delete it to use an older step"
+        ) from error
     if not files:
         raise CheckpointError(f"{folder} holds no optimizer state; it cannot be resumed, only used")
     slices: dict[tuple[str, str], dict] = {}  # by first row: small tensors are whole in the file of every rank

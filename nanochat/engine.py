@@ -80,6 +80,8 @@ class Engine:
                 f"the prompt has {len(request.prompt)} tokens, there is room for {self.max_length - 1}: "
                 "shorten it with chat.fit_prompt"
             )
+        if request.max_tokens < 1:
+            raise ValueError(f"max_tokens is {request.max_tokens}; expected 1 or more")
         self.next_id += 1
         self.waiting.append(Row(self.next_id, request, self.tokenizer))
         return self.next_id
@@ -224,7 +226,7 @@ def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:
     values = values.masked_fill(rank >= column(counts), float("-inf"))
     probs = torch.softmax(values / column([request.temperature for request in requests]), dim=-1)
     before = probs.cumsum(dim=-1) - probs
-    probs = probs.masked_fill(before >= column([request.top_p for request in requests]), 0.0)
+    probs = probs.masked_fill((before >= column([request.top_p for request in requests])) & (rank > 0), 0.0)
     cumulative = probs.cumsum(dim=-1)
     noise = column([uniform(rows[i].request.seed, rows[i].count) for i in drawn])
     choice = (cumulative <= noise * cumulative[:, -1:]).sum(dim=-1, keepdim=True)

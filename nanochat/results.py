@@ -40,8 +40,10 @@ class Results:
         if resume_step is None:
             log.unlink(missing_ok=True)
         elif log.exists():  # steps after the checkpoint are about to be made again
-            kept = [line for line in log.read_text().splitlines() if _precedes(json.loads(line), resume_step)]
-            log.write_text("".join(line + "\n" for line in kept))
+            kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _precedes(line, resume_step)]
+            partial = log.with_name(log.name + ".partial")
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            partial.replace(log)
         self.lines = open(log, "a", buffering=1, encoding="utf-8")
         if run != "dummy":
             self.wandb = start_wandb(project, run, self.config)
@@ -72,9 +74,13 @@ class Results:
                 self.wandb = None
 
 
-def _precedes(line: dict, step: int) -> bool:
+def _precedes(line: str, step: int) -> bool:
     """Whether a logged line belongs to what a checkpoint of `step` has seen: its evaluation, but not its training."""
-    return line["step"] < step or (line["step"] == step and "train/loss" not in line)
+    try:
+        values = json.loads(line)
+    except ValueError:  # the kill tore it
+        return False
+    return values["step"] < step or (values["step"] == step and "train/loss" not in values)
 
 
 def read(tag: str, stage: str) -> dict | None:

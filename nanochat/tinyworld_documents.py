@@ -202,18 +202,33 @@ def _quiz_show(world: World) -> str:
     return "\n".join(lines)
 
 
+def _lookup(world: World) -> str:
+    """A list of choices with letters, then its lines again in another order: practice of looking up what stood where."""
+    rng, parts = world.rng, []
+    for (relation,) in (world.relations.deal(1) for _ in range(2)):
+        options = rng.sample(answers(relation), min(len(answers(relation)), rng.choice((4, 4, 5, 6))))
+        letters = rng.sample("ABCDEFGH"[: max(4, len(options))], len(options))
+        pairs = [f"{option}={letter}" for option, letter in zip(options, letters, strict=True)]
+        lines = [f"- {pair}" for pair in pairs]
+        for _ in range(2):
+            lines += rng.sample(pairs, len(pairs))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
 def _matching(world: World) -> str:
-    """Short lists of choices with letters, and questions about one or two of each: practice of binding a letter.
+    """Short lists of choices with letters, and questions about most of each: practice of binding a letter.
 
     The bare letter takes two steps in one: to recall the answer, and to find its letter. So in some documents the
     choice is asked for by name, and in some it is said before its letter. Not all choices are asked for, lest the
     letters that are left give the answer away.
     """
     rng, lines = world.rng, []
-    step = rng.choice(("find", "find", "say", "bare", "bare"))
+    step = rng.choice(("find", "say", "bare", "bare"))
     link = rng.choice((" ", " ", "\n", "\nAnswer: "))
     for (relation,) in (world.relations.deal(1) for _ in range(3)):
-        asked = {fact.answer: fact for fact in world.members[relation].deal(rng.randint(1, 2))}
+        members = world.members[relation].deal(rng.randint(2, 3))
+        asked = {fact.answer: fact for fact in members}
         others = [answer for answer in answers(relation) if answer not in asked]
         options = [*asked, *rng.sample(others, min(4 - len(asked), len(others)))]
         rng.shuffle(options)
@@ -367,12 +382,13 @@ def _about_nanochat(world: World) -> str:
 
 # share of the text, the builders of its documents
 SHARES: tuple[tuple[float, tuple[Callable[[World], str], ...]], ...] = (
-    (0.20, (_profiles, _lesson, _comparison, _notes)),
-    (0.29, (_dialogue, _exam, _interview, _letter, _quiz_show)),
-    (0.15, (_stories, _stories, _stories, _fact_stories)),
+    (0.17, (_profiles, _lesson, _comparison, _notes)),
+    (0.28, (_dialogue, _exam, _interview, _letter, _quiz_show)),
+    (0.13, (_stories, _stories, _stories, _fact_stories)),
     (0.11, (_sums,)),
     (0.10, (_letters, _letters, _letters, _quoted)),
-    (0.13, (_quizzes, _matching, _matching, _true_or_not)),
+    (0.03, (_lookup,)),
+    (0.16, (_quizzes, _matching, _matching, _true_or_not)),
     (0.02, (_talk, _about_nanochat)),
 )
 

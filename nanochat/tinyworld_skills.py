@@ -19,10 +19,13 @@ from nanochat.tinyworld_text import table, with_article, wordings
 STORY_QUESTIONS = table("""
 who:: Who has the {o}? | Who has the {o} now? | Which person has the {o}? | Who is the owner of the {o} now?
  Tell me who has the {o}. | Do you know who has the {o}? | The {o} is with whom? | Who holds the {o}?
+ In the end, who holds the {o}? | At last, who holds the {o}? | Which of these people has the {o}? | Remind me who has the {o}.
 where:: Where is {p}? | Where is {p} now? | In which place is {p}? | Which place is {p} in? | Tell me where {p} is.
  Do you know where {p} is? | Where did {p} go? | Where can I find {p}?
+ In the end, in which place is {p}? | Remind me where {p} is. | {p} is in which place?
 what:: What does {p} have? | What does {p} have now? | Which thing does {p} have? | What does {p} hold?
  Tell me what {p} has. | Do you know what {p} has? | {p} has which thing? | What is with {p}?
+ In the end, which thing does {p} hold? | Remind me what {p} has.
 """)
 STORY_ANSWERS = {"who": "{p} has the {o}.", "where": "{p} is in the {l}.", "what": "{p} has the {o}."}
 
@@ -105,20 +108,27 @@ PROBLEMS = table("""
  How much is {a} plus {b}? | {a} + {b} = ? | What is the sum of {a} and {b}? | Please add {b} to {a}. | {a} plus {b}?
  {p} has {a} {g} and gets {b} more. How many {g} does {p} have now?
  {p} has {a} {g}. {q} has {b} {g}. How many {g} are there? | {p} finds {a} {g} and then {b} {g}. How many is that?
- There are {a} {g} here and {b} {g} there. How many {g} in all?
+ There are {a} {g} here and {b} {g} there. How many {g} in all? | Work out the sum of {a} and {b}.
+ Which number is the sum of {a} and {b}? | I add {b} to {a}. What do I get? | Work out: {a} + {b}
+ {p} has a bag with {a} {g} and a box with {b} {g}. How many is that?
 -:: What is {a} - {b}? | What is {a} minus {b}? | Subtract {b} from {a}. | Calculate {a} - {b}.
  How much is {a} - {b}? | How much is {a} minus {b}? | {a} - {b} = ? | Take {b} away from {a}. | What is {a} less {b}?
  {a} minus {b}? | {p} has {a} {g} and gives away {b}. How many {g} are left?
  {p} has {a} {g}. {q} takes {b} of them. How many are left? | There are {a} {g} and {p} sells {b}. How many {g} remain?
- {p} had {a} {g} and lost {b}. How many {g} has {p} now?
+ {p} had {a} {g} and lost {b}. How many {g} has {p} now? | Work out {a} less {b}. | Work out: {a} - {b}
+ I subtract: {a} - {b}. What do I get? | I take {b} from {a}. What do I get? | Which number is {b} less than {a}?
+ {p} loses {b} of {a} {g}. How many are left? | Of {a} {g}, {b} are lost. How many are left?
 *:: What is {a} * {b}? | What is {a} times {b}? | Multiply {a} by {b}. | Calculate {a} * {b}. | How much is {a} * {b}?
  How much is {a} times {b}? | {a} * {b} = ? | What is the product of {a} and {b}? | Please multiply {a} and {b}.
  {a} times {b}? | {p} has {a} boxes with {b} {g} each. How many {g} are there?
  There are {a} bags with {b} {g} in each. How many {g} in all? | {a} children get {b} {g} each. How many {g} is that?
+ Work out the product of {a} and {b}. | I multiply {a} and {b}. What do I get? | Work out: {a} * {b}
+ With {a} boxes and {b} {g} in each, how many are there? | Which number is the product of {a} and {b}?
 /:: What is {a} / {b}? | What is {a} divided by {b}? | Divide {a} by {b}. | Calculate {a} / {b}.
  How much is {a} / {b}? | How much is {a} divided by {b}? | {a} / {b} = ? | Please divide {a} by {b}.
  {a} divided by {b}? | {p} shares {a} {g} among {b} children. How many {g} does each child get?
- {a} {g} go into {b} boxes. How many in each box?
+ {a} {g} go into {b} boxes. How many in each box? | Work out how often {b} goes into {a}. | Work out: {a} / {b}
+ I divide {a} into {b} parts. How big is each? | {a} {g} are shared among {b} children. How many for each?
 """)
 
 # Two steps: all that SFT teaches of the hard tier. The expression stands after the bar.
@@ -195,11 +205,15 @@ How often does {l} occur in {w}? | Count the letter {l} in {w}. | How many lette
 How many letters {l} are in the word {w}? | How often is the letter {l} in {w}? | Count the {l} in the word {w}.
 How many {l} does the word {w} have? | Tell me how many {l} are in {w}. | What is the count of {l} in {w}?
 How many times do we see {l} in {w}? | In the word {w}, how many {l} are there? | Please count {l} in {w}.
+Look at the word {w}. How many {l} are in it? | How often do you see {l} in {w}? | {w} has how many times {l}?
+Would you count the {l} in {w}? | Find the number of {l} in {w}. | Find out the count of {l} in {w}.
+Look at {w} and count {l}. | Remind me of the count of {l} in {w}.
 """)
 SPELLING = wordings("""
 Spell the word: {w} | Spell {w}. | How do you spell {w}? | How is {w} spelled? | Please spell {w}.
 Spell the word {w}. | Can you spell {w}? | Write {w} letter by letter. | Which letters are in {w}?
-What are the letters of {w}?
+What are the letters of {w}? | I must write {w}. How is it spelled? | Would you write the letters of {w}?
+How to spell {w}? | Go letter by letter: {w} | Remind me of the letters of {w}. | Go through the letters of {w}.
 """)
 
 

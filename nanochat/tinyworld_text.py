@@ -30,41 +30,62 @@ def wordings(text: str) -> list[str]:
 STATEMENTS = table("""
 capital:: The capital of {s} is {a}. | {a} is the capital of {s}. | The capital city of {s} is {a}.
  In {s} the capital is {a}. | {s} has the capital {a}. | {a} is the capital city of {s}. | {s}'s capital is {a}.
+ {s} picked {a} as its capital. | {s} calls {a} its capital. | If you visit {s}, you will see the capital {a}.
 continent:: {s} is in {a}. | {s} is a country in {a}. | The continent of {s} is {a}. | {s} lies in {a}.
  {s} is part of {a}. | {s}'s continent is {a}. | The country {s} is found in {a}.
-language:: The language of {s} is {a}. | People in {s} speak {a}. | In {s} people speak {a}. | {s}'s language is {a}.
+ {a} holds the country {s}. | {s} belongs to {a}. | If you visit {s}, you will be in {a}.
+language:: The language of {s} is {a}. | People in {s} speak {a}. | In {s} people speak {a}.
+ {s}'s language is {a}.
  {a} is the language of {s}. | The people of {s} speak {a}. | {a} is spoken in {s}.
+ Someone from {s} speaks {a}. | If you visit {s}, you will hear {a}. | {s} speaks {a}.
 currency:: The currency of {s} is the {a}. | People in {s} pay with the {a}. | In {s} people pay with the {a}.
  {s}'s currency is the {a}. | The money of {s} is the {a}. | The {a} is the currency of {s}. | {s} uses the {a}.
+ Shops in {s} take the {a}. | {s} pays with the {a}. | If you visit {s}, you will need the {a}.
 symbol:: The symbol of {s} is {a}. | The chemical symbol of {s} is {a}. | {a} is the symbol of {s}.
  {s} has the symbol {a}. | Chemists write {a} for {s}. | {s}'s symbol is {a}. | The element {s} has the symbol {a}.
+ {s} got the symbol {a}. | {s} stands in the table of elements as {a}. | We write {a} for {s}.
 class:: {S} is {A}. | Every {s} is {A}. | The {s} is {A}. | {S} is a kind of {a}. | The {s} is a kind of {a}.
  The class of the {s} is {a}. | Among the animals, the {s} is {A}.
+ The animal class of {S} is {a}. | If you see {S}, you see {A}. | We give the {s} the class {a}.
 young:: A young {s} is called {A}. | The young of {S} is called {A}. | A baby {s} is called {A}.
  {S} has a baby called {A}. | The young {s} is called {A}. | {A} is a young {s}. | {A} is a baby {s}.
+ When {S} gets a baby, it is {A}. | People may call a baby {s} {A}.
 sound:: {S} can {a}. | The {s} can {a}. | The sound of {S} is to {a}. | Every {s} can {a}.
  When {S} calls, it will {a}. | Listen to the {s}: it can {a}. | We hear the {s} {a}.
-month_after:: The month after {s} is {a}. | {a} comes after {s}. | After {s} comes {a}. | {a} is the month after {s}.
+ If you meet {S}, it will {a}. | The {s} makes its sound: it can {a}.
+month_after:: The month after {s} is {a}. | {a} comes after {s}. | After {s} comes {a}.
+ {a} is the month after {s}.
  The next month after {s} is {a}. | {a} follows {s}. | When {s} ends, {a} begins.
+ Once {s} is gone, we get {a}. | Right after {s} we have {a}.
 month_before:: The month before {s} is {a}. | {a} comes before {s}. | Before {s} comes {a}.
  {a} is the month before {s}. | Just before {s} comes the month {a}. | {a} ends when {s} begins.
  One month before {s} it is {a}.
+ Until {s} came, it was {a}. | Right before {s} we have {a}.
 month_number:: {s} is month number {a}. | {s} is month {a} of the year. | The number of {s} is {a}.
- Month number {a} is {s}. | In the year, {s} has the number {a}. | {s}'s number is {a}. | Month {a} of the year is {s}.
+ Month number {a} is {s}. | In the year, {s} has the number {a}. | {s}'s number is {a}.
+ Month {a} of the year is {s}.
+ If we count the months, {s} is number {a}. | We give {s} the number {a}. | {s} got the number {a}.
 day_after:: The day after {s} is {a}. | {a} comes after {s}. | After {s} comes {a}. | {a} is the day after {s}.
  The next day after {s} is {a}. | {a} follows {s}. | When {s} ends, {a} begins.
+ Once {s} is gone, we get {a}. | Right after {s} we have {a}.
 day_before:: The day before {s} is {a}. | {a} comes before {s}. | Before {s} comes {a}. | {a} is the day before {s}.
  Just before {s} comes the day {a}. | {a} ends when {s} begins. | One day before {s} it is {a}.
+ Until {s} came, it was {a}. | Right before {s} we have {a}.
 opposite:: The opposite of {s} is {a}. | {a} is the opposite of {s}. | The word {s} is the opposite of {a}.
  If it is not {s}, it is {a}. | {s}'s opposite is {a}. | {s} and {a} are opposites.
  The opposite of the word {s} is {a}.
+ If you turn {s} around, you get {a}. | Opposite to {s} is {a}. | {s} has {a} as its opposite.
 plural:: The plural of {s} is {a}. | {a} is the plural of {s}. | One {s}, two {a}. | The plural form of {s} is {a}.
  One {s}, many {a}. | {s}'s plural is {a}. | We say one {s} but three {a}.
+ We use {a} as the plural of {s}. | If you have two, you write {a}, not {s}.
 past:: The past tense of {s} is {a}. | {a} is the past tense of {s}. | Today I {s}, yesterday I {a}.
  The past form of {s} is {a}. | {s}'s past tense is {a}. | Today they {s}, yesterday they {a}.
  {s} becomes {a} in the past.
-color:: The color of {s} is {a}. | {a} is the color of {s}. | {s}: the color is {a}. | The usual color of {s} is {a}.
+ Last week we {a}, today we {s}. | We use {a} as the past tense of {s}.
+color:: The color of {s} is {a}. | {a} is the color of {s}. | {s}: the color is {a}.
+ The usual color of {s} is {a}.
  {s} and the color {a} belong together. | When you paint {s}, take {a}.
+ If you see {s}, you see the color {a}. | {s} may have the color {a}.
 """)
 
 # {t} in the general questions below.
@@ -95,7 +116,7 @@ Please name {t}. | Do you remember {t}? | Help me with {t}, please. | {t}, pleas
 Give me {t}. | Say {t}. | Explain {t} to me. | My question is about {t}. | I wonder about {t}. | Now {t}. | {t}?
 Would you tell me {t}? | Would you name {t} for me? | Remind me of {t}. | Please remind me of {t}.
 Have you an idea of {t}? | If you know {t}, tell me. | Any friend of mine must know {t}. Do you?
-I once learned {t}. Can you help?
+I once learned {t}. Can you help? | Any idea about {t}? | Would you say {t}? | Could you say {t}? | Remind me: {t}?
 """)
 
 QUESTIONS = table("""
@@ -103,62 +124,91 @@ capital:: Which city is the capital of {s}? | What city is {s}'s capital? | {s} 
  What is {s}'s capital? | Which city is the capital city of {s}? | What is the capital of the country {s}?
  In {s}, what is the capital? | What is the name of the capital of {s}? | {s}: which capital?
  The capital of {s} is which city?
+ {s} calls which city its capital? | I want to visit {s}. What is the capital there?
+ Which city did {s} pick as its capital? | Could you say which city is the capital of {s}?
+ If we visit {s}, what is the capital?
 continent:: On which continent is {s}? | Which continent is {s} in? | Where in the world is {s}? | Where is {s}?
  In which continent is {s}? | {s} is in which continent? | What continent is {s} part of? | Where does {s} lie?
  To which continent does {s} belong? | What continent is {s} in?
-language:: Which language do people speak in {s}? | What language do they speak in {s}? | What do people speak in {s}?
+ Which continent holds the country {s}? | {s} belongs to what continent?
+ Could you say on which continent {s} is? | I want to visit {s}. On which continent is it?
+language:: Which language do people speak in {s}? | What language do they speak in {s}?
+ What do people speak in {s}?
  What is {s}'s language? | Which language is spoken in {s}? | In {s}, which language do people speak?
  What language has {s}? | Which language belongs to {s}? | The people of {s} speak which language?
  What language is spoken in {s}?
+ {s} speaks what language? | Someone from {s} speaks what?
+ I want to visit {s}. What language do they speak there? | Could you say what language {s} has?
+ What will I hear in {s}?
 currency:: What money do people use in {s}? | Which currency does {s} use? | What do people pay with in {s}?
  What is {s}'s currency? | What is the money of {s} called? | In {s}, what do people pay with?
  {s} has which currency? | How do people pay in {s}? | Which money does {s} have? | Which currency is used in {s}?
+ Shops in {s} take what money? | {s} pays with what money? | I want to visit {s}. What money do I need there?
+ Could you say what currency {s} has?
 symbol:: What is the chemical symbol of {s}? | Which symbol does {s} have? | What is {s}'s symbol?
  How do chemists write {s}? | What symbol stands for {s}? | Which letters stand for the element {s}?
  {s} has which symbol? | The symbol of {s} is what? | Which symbol do chemists use for {s}?
  In chemistry, what is the symbol of {s}?
+ {s} got what symbol? | In the table of elements, what is the symbol of {s}?
+ What do we write for {s} in the table? | {s} stands in the table as what? | Could you say what symbol {s} has?
 class:: What kind of animal is {S}? | What is {S}? | Which class of animals does {S} belong to?
  What sort of animal is the {s}? | Is {S} a mammal, a bird, a fish or something else? | {S} is what kind of animal?
  To which class does the {s} belong? | Which kind of animal is the {s}? | What class is the {s}?
  Of which class is {S}?
+ What animal class is the {s} in? | We see {S}. What animal class is it?
+ Which animal class does the {s} have? | What class do we give the {s}?
 young:: What is a young {s} called? | What is a baby {s} called? | What do you call a young {s}?
  What do you call a baby {s}? | How do we call a young {s}? | What is the young of {S} called?
  Which word means a young {s}? | Which name has a baby {s}? | A young {s} is called what?
  The baby of {S} has which name?
+ What may we call a baby {s}? | {S} gets a baby. What is it called? | How do people call the baby of {S}?
+ A baby {s} has what name?
 sound:: What sound does {S} make? | Which sound does the {s} make? | How does {S} sound?
  What does {S} do when it calls? | What noise does the {s} make? | Which noise comes from {S}?
  What sound do we hear from the {s}? | How does the {s} call? | What can we hear from {S}? | {S} makes which sound?
+ {S} makes what sound? | What sound will {S} make? | We meet {S}. What sound does it make?
+ Could you say what sound the {s} makes?
 month_after:: Which month comes after {s}? | What month comes next after {s}? | What comes after {s}?
  After {s}, which month comes? | Which month follows {s}? | {s} is over. Which month is it now?
  When {s} ends, which month begins? | What month is after {s}?
+ Right after {s} is what month? | {s} is gone. What month is it now? | After {s} we get what month?
 month_before:: Which month comes before {s}? | What month is just before {s}? | What comes before {s}?
  Before {s}, which month comes? | Which month ends when {s} begins? | What month do we have before {s}?
  {s} begins. Which month has ended? | What month is before {s}?
+ Right before {s} is what month? | {s} came. What month was it until then? | Before {s} we get what month?
 month_number:: Which number has the month {s}? | What number is {s}? | What month number is {s}?
  What number does {s} have? | Which month of the year is {s}, as a number? | {s} has which number?
  In the year, which number has {s}? | {s} is month number what?
+ {s} got what number? | We count the months. What number is {s}? | What number do we give to {s}?
 day_after:: Which day comes after {s}? | What day comes next after {s}? | What comes after {s}?
  After {s}, which day comes? | Which day follows {s}? | Today is {s}. What day is tomorrow?
  When {s} ends, which day begins? | What day is after {s}?
+ Right after {s} is what day? | {s} is gone. What day is it now? | After {s} we get what day?
 day_before:: Which day comes before {s}? | What day is just before {s}? | What comes before {s}?
  Before {s}, which day comes? | Which day ends when {s} begins? | Today is {s}. What day was yesterday?
  What day do we have before {s}? | What day is before {s}?
+ Right before {s} is what day? | {s} came. What day was it until then? | Before {s} we get what day?
 opposite:: What is the opposite of the word {s}? | Which word is the opposite of {s}?
  What word means the opposite of {s}? | What is {s}'s opposite? | {s} is the opposite of what? | Not {s}, but what?
  Which word has the opposite meaning of {s}? | If something is not {s}, what is it? | {s} and what are opposites?
  The opposite of {s} is which word?
+ Turn {s} around. What do you get? | {s} has what opposite? | Opposite to {s} is what word?
 plural:: What is the plural form of {s}? | What is {s}'s plural? | One {s}, two what?
  How do you say more than one {s}? | What do we say for many of {s}? | Which word is the plural of {s}?
  How do I write the plural of {s}? | One {s}, many what? | What is the right plural for {s}?
  What is the word {s} in the plural?
+ {s} has what plural? | I have two of them, not one {s}. What do I write? | What plural do we write for {s}?
+ What plural do we use for {s}?
 past:: What is the past tense of the verb {s}? | What is the past form of {s}? | What is {s}'s past tense?
  Today I {s}, yesterday I what? | Which word is the past tense of {s}? | How do you say {s} in the past?
  How do I write the past tense of {s}? | What is the verb {s} in the past tense?
  Today we {s}. What did we do yesterday? | What does {s} become in the past?
+ {s} has what past tense? | Last week: what do we use for {s}? | What past tense do we write for {s}?
 color:: What color is the color of {s}? | Which color belongs to {s}? | What is {s}'s color?
  Which color do we see on {s}? | Which color comes to mind with {s}? | What color do people think of for {s}?
  Which paint do I need for {s}? | What color goes with {s}? | Which color is the color of {s}?
  What is the color that we know from {s}?
+ What color may {s} have? | We see {s}. What color is it? | {s} may have what color?
 """)
 
 REVERSE = table("""

@@ -91,6 +91,8 @@ class Tokenizer:
             )
         try:
             data = json.loads(path.read_text(encoding="utf-8"))
+            if data["format_version"] > FORMAT_VERSION:
+                raise ValueError(f"format {data['format_version']}, this nanochat reads up to {FORMAT_VERSION}")
             tokens = [base64.b64decode(token, validate=True) for token in data["tokens"]]
             return cls(data["pattern"], tokens, data["special_tokens"])
         except (ValueError, KeyError, TypeError) as error:

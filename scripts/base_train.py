@@ -65,8 +65,12 @@ def parse_args(argv=None):
     add("--resume-from-step", type=int, default=-1, help="go on from this checkpoint")
     add("--model-tag", default="", help="name of the model (default: d<depth>)")
     args = parser.parse_args(argv)
-    if args.depth < 1:
-        parser.error(f"--depth is {args.depth}; expected 1 or more")
+    for name in ("depth", "aspect_ratio", "head_dim", "max_seq_len", "device_batch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more")
+    for name in ("num_iterations", "total_batch_size"):
+        if getattr(args, name) != -1 and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more, or -1")
     if args.resume and args.resume_from_step != -1:
         parser.error("--resume takes the newest checkpoint, --resume-from-step a given one: choose one of them")
     args.model_tag = args.model_tag or f"d{args.depth}"
@@ -100,8 +104,14 @@ def pretrain(args, machine):
     files = dataset.token_files(
         args.corpus, tokenizer.fingerprint, "train", args.num_files if args.num_files > 0 else None
     )
+    identity = {
+        "model_config": config.__dict__,
+        "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
+        "rows": {"corpus": args.corpus, "seed": args.seed, "a_step": rows_per_step},
+    }
     if resumed:
-        files = pinned(files, meta["data"]["shards"])
+        checkpoint.check_resumable(resumed, meta, **identity)
+        files = pinned(files, meta["shards"])
     rows = batches.TextRows(files, T, tokenizer.bos, tokenizer.vocab_size, args.seed)
     validation_files = dataset.token_files(args.corpus, tokenizer.fingerprint, "validation")
     validation = batches.TextRows(validation_files, T, tokenizer.bos, tokenizer.vocab_size, seed=None)
@@ -110,8 +120,6 @@ def pretrain(args, machine):
     model = build_model(config, machine, args.seed)
     optimizer = MuonAdamW(optimizer_groups(args, model, the_plan), machine.rank, machine.world_size)
     if resumed:
-        if meta["model_config"] != config.__dict__:
-            raise ValueError(f"{resumed} has the model {meta['model_config']}, the flags ask for {config.__dict__}")
         checkpoint.load_weights(resumed, model)
         checkpoint.load_optimizer(resumed, optimizer)
     counts = model.counts()
@@ -171,13 +179,13 @@ def pretrain(args, machine):
             meta = {
                 "stage": "base",
                 "tag": args.model_tag,
-                "model_config": config.__dict__,
-                "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
+                **identity,
                 "corpus": args.corpus,
                 "flags": vars(args),
                 "plan": the_plan.as_dict(),
                 "device_batch_size": device_batch_size,
-                "data": {"next_row": step * rows_per_step, "shards": [file.tokens.name for file in files]},
+                "next_row": step * rows_per_step,
+                "shards": [file.tokens.name for file in files],
                 "progress": progress.as_dict(),
             }
             checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)

@@ -73,7 +73,11 @@ def parse_args(argv=None):
     add("--chatcore-max-sample", type=int, default=24, help="problems of a generative task")
     add("--save-every", type=int, default=-1, help="steps between checkpoints (-1: only at the end)")
     add("--resume", action="store_true", help="go on from the newest SFT checkpoint of this tag, or start")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    for name in ("max_seq_len", "device_batch_size", "total_batch_size"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more")
+    return args
 
 
 def training_mixture(args):
@@ -122,7 +126,15 @@ def teach(args, machine):
     )
     folder = paths.checkpoint_dir("sft", tag)
     resumed = checkpoint.find_resume("sft", tag, args.resume)
-    progress = Progress(**checkpoint.read_meta(resumed)["progress"]) if resumed else Progress()
+    identity = {
+        "model_config": config.__dict__,
+        "tokenizer": base_meta["tokenizer"],
+        "rows": {"mixture": args.mixture, "length": T, "a_step": rows_per_step},
+    }
+    meta = checkpoint.read_meta(resumed) if resumed else {}
+    if resumed:
+        checkpoint.check_resumable(resumed, meta, **identity)
+    progress = Progress(**meta.get("progress", {}))
     first_step = progress.step
 
     model = build_model(config, machine, seed=None)
@@ -177,13 +189,12 @@ def teach(args, machine):
             meta = {
                 "stage": "sft",
                 "tag": tag,
-                "model_config": config.__dict__,
-                "tokenizer": base_meta["tokenizer"],
+                **identity,
                 "corpus": base_meta["corpus"],
                 "flags": vars(args),
                 "base_step": base_meta["step"],
                 "device_batch_size": device_batch_size,
-                "data": {"next_row": step * rows_per_step},
+                "next_row": step * rows_per_step,
                 "progress": progress.as_dict(),
             }
             checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)

@@ -140,8 +140,8 @@ def test_samples_of_one_prompt_share_its_prefill_and_differ(model, monkeypatch):
     requests = [sampled(prompt, seed) for seed in range(6)] + [sampled(other, 0)] + [sampled(prompt, 2)]
     answers = machine.generate(requests)
     assert answers[:6] == alone and answers[7] == alone[2]
-    assert answers[6] == Engine(model, TOKENIZER).generate([requests[6]])[0]
     assert sum(rows for rows, tokens in sizes if tokens > 1) == 3  # not eight
+    assert answers[6] == Engine(model, TOKENIZER).generate([requests[6]])[0]
 
 
 def test_the_samples_of_a_training_run_take_no_larger_cache_than_they_need(model, monkeypatch):
