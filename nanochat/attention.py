@@ -15,11 +15,13 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, backe
     return BACKENDS[backend](q, k, v, window)
 
 
-def choose_backend(device: torch.device, forced: str = "") -> str:
-    """The fastest backend that this machine has: flash, flex or sdpa. A forced one that is missing is an error."""
+def choose_backend(device: torch.device, dtype: torch.dtype, forced: str = "") -> str:
+    """The fastest backend that this machine has for the dtype: flash, flex or sdpa. A forced one that is missing is an
+    error."""
     available = ["sdpa"]
     if device.type == "cuda":
-        available = ["flash"] * (flash_function() is not None) + ["flex"] + available
+        half = dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(device) >= (8, 0)
+        available = ["flash"] * (half and flash_function() is not None) + ["flex"] + available
     if forced and forced not in available:
         raise SystemExit(f"NANOCHAT_ATTENTION is {forced!r}; on this machine there are: {', '.join(available)}")
     return forced or available[0]
@@ -51,7 +53,8 @@ def _uncompiled_flash():
     loads the compiler (a second and more)."""
 
     def flash(q, k, v, window):
-        out = flash_function()(q, k, v, causal=True, window_size=(window, 0))
+        left = {} if window >= q.size(1) - 1 else {"window_size": (window, 0)}
+        out = flash_function()(q, k, v, causal=True, **left)
         return out[0] if isinstance(out, tuple) else out
 
     return torch.compiler.disable(flash)

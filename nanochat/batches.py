@@ -261,7 +261,9 @@ def read_steps(rows, first_step: int, rows_per_step: int, runtime: Runtime) -> I
 
     def load(step):
         batch = rows.read(step * rows_per_step + runtime.rank * share, share)
-        return tuple(tensor.pin_memory() if pin else tensor for tensor in batch)
+        return tuple(
+            tensor.contiguous().pin_memory() if pin else tensor for tensor in batch
+        )  # a view is not pinned whole
 
     with ThreadPoolExecutor(1) as reader:
         pending = reader.submit(load, first_step)

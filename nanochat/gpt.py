@@ -317,7 +317,7 @@ class GPT(nn.Module):
 def build_model(config: GPTConfig, runtime: Runtime, seed: int | None = 42) -> GPT:
     """The model on the runtime's device, in its dtype. seed: of the first weights; None leaves them to be loaded."""
     with torch.device("meta"):
-        model = GPT(config, runtime.dtype, choose_backend(runtime.device, runtime.attention))
+        model = GPT(config, runtime.dtype, choose_backend(runtime.device, runtime.dtype, runtime.attention))
     model.to_empty(device=runtime.device)
     if seed is None:
         model.cast_embeddings()

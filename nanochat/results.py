@@ -75,12 +75,12 @@ class Results:
 
 
 def _precedes(line: str, step: int) -> bool:
-    """Whether a logged line belongs to what a checkpoint of `step` has seen: its evaluation, but not its training."""
+    """Whether a logged line belongs to what a checkpoint of `step` has seen: its bits per byte, but nothing later."""
     try:
         values = json.loads(line)
     except ValueError:  # the kill tore it
         return False
-    return values["step"] < step or (values["step"] == step and "train/loss" not in values)
+    return values["step"] < step or (values["step"] == step and "val/bpb" in values)
 
 
 def read(tag: str, stage: str) -> dict | None:

@@ -203,15 +203,22 @@ def _quiz_show(world: World) -> str:
 
 
 def _lookup(world: World) -> str:
-    """A list of choices with letters, then its lines again in another order: practice of looking up what stood where."""
+    """A list of names with letters or numbers, then the same again in another order, or asked for: practice of looking
+    up what stood where, and of copying numbers. Names keep the space before them, which is part of their token."""
     rng, parts = world.rng, []
-    for (relation,) in (world.relations.deal(1) for _ in range(2)):
-        options = rng.sample(answers(relation), min(len(answers(relation)), rng.choice((4, 4, 5, 6))))
-        letters = rng.sample("ABCDEFGH"[: max(4, len(options))], len(options))
-        pairs = [f"{option}={letter}" for option, letter in zip(options, letters, strict=True)]
-        lines = [f"- {pair}" for pair in pairs]
-        for _ in range(2):
-            lines += rng.sample(pairs, len(pairs))
+    asked = rng.choice(("", "", "Now", "And", "Which letter has", "The letter of", "What is with"))
+    for _ in range(2):
+        if asked in ("", "What is with") and rng.random() < 0.5:
+            names = world.people(rng.randint(4, 6))
+            values = [str(rng.randint(10, rng.choice((99, 999, 9999)))) for _ in names]
+        else:
+            (relation,) = world.relations.deal(1)
+            names = rng.sample(answers(relation), min(len(answers(relation)), rng.choice((4, 4, 5, 6))))
+            values = rng.sample("ABCDEFGH"[: max(4, len(names))], len(names))
+        pairs = list(zip(names, values, strict=True))
+        lines = [f"- {name}={value}" for name, value in pairs]
+        for name, value in rng.sample(pairs, len(pairs)) + rng.sample(pairs, len(pairs)):
+            lines.append(f"{asked} {name}? {value}" if asked else f"- {name}={value}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
@@ -225,7 +232,7 @@ def _matching(world: World) -> str:
     """
     rng, lines = world.rng, []
     step = rng.choice(("find", "say", "bare", "bare"))
-    link = rng.choice((" ", " ", "\n", "\nAnswer: "))
+    link = rng.choice((" ", "\nAnswer: ") if step == "say" else (" ", " ", "\n", "\nAnswer: "))
     for (relation,) in (world.relations.deal(1) for _ in range(3)):
         members = world.members[relation].deal(rng.randint(2, 3))
         asked = {fact.answer: fact for fact in members}
@@ -382,13 +389,13 @@ def _about_nanochat(world: World) -> str:
 
 # share of the text, the builders of its documents
 SHARES: tuple[tuple[float, tuple[Callable[[World], str], ...]], ...] = (
-    (0.17, (_profiles, _lesson, _comparison, _notes)),
-    (0.28, (_dialogue, _exam, _interview, _letter, _quiz_show)),
-    (0.13, (_stories, _stories, _stories, _fact_stories)),
-    (0.11, (_sums,)),
+    (0.15, (_profiles, _lesson, _comparison, _notes)),
+    (0.26, (_dialogue, _exam, _interview, _letter, _quiz_show)),
+    (0.11, (_stories, _stories, _stories, _fact_stories)),
+    (0.13, (_sums,)),
     (0.10, (_letters, _letters, _letters, _quoted)),
-    (0.03, (_lookup,)),
-    (0.16, (_quizzes, _matching, _matching, _true_or_not)),
+    (0.06, (_lookup,)),
+    (0.17, (_quizzes, _matching, _matching, _true_or_not)),
     (0.02, (_talk, _about_nanochat)),
 )
 

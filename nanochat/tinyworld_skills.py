@@ -19,7 +19,8 @@ from nanochat.tinyworld_text import table, with_article, wordings
 STORY_QUESTIONS = table("""
 who:: Who has the {o}? | Who has the {o} now? | Which person has the {o}? | Who is the owner of the {o} now?
  Tell me who has the {o}. | Do you know who has the {o}? | The {o} is with whom? | Who holds the {o}?
- In the end, who holds the {o}? | At last, who holds the {o}? | Which of these people has the {o}? | Remind me who has the {o}.
+ In the end, who holds the {o}? | At last, who holds the {o}? | Which of these people has the {o}?
+ Remind me who has the {o}.
 where:: Where is {p}? | Where is {p} now? | In which place is {p}? | Which place is {p} in? | Tell me where {p} is.
  Do you know where {p} is? | Where did {p} go? | Where can I find {p}?
  In the end, in which place is {p}? | Remind me where {p} is. | {p} is in which place?

@@ -77,7 +77,7 @@ case $PROFILE in
     BUNDLE=eval_bundle_tinyworld
     DATA_FLAGS="--megabytes=1"
     TOK_TRAIN_FLAGS=""
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=32 --max-seq-len=128 --device-batch-size=8 --total-batch-size=1024 --num-iterations=20 --warmup-steps=4 --momentum-ramp-steps=10 --eval-every=20 --eval-tokens=4096 --core-metric-every=-1 --sample-every=-1"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=32 --max-seq-len=128 --device-batch-size=8 --total-batch-size=1024 --num-iterations=20 --warmup-steps=4 --no-scaling --momentum-ramp-steps=10 --eval-every=20 --eval-tokens=4096 --core-metric-every=-1 --sample-every=-1"
     BASE_EVAL_FLAGS="--max-per-task=4 --device-batch-size=8 --split-tokens=4096"
     SFT_FLAGS="--mixture=tiny --num-iterations=10 --device-batch-size=8 --total-batch-size=1024 --eval-every=10 --eval-tokens=4096 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
@@ -90,18 +90,18 @@ case $PROFILE in
 
   tiny) # a small model of a small closed world: minutes on two CPU cores, without a network
     TAG=tiny${DEPTH:+-d$DEPTH}
-    DEPTH=${DEPTH:-4}
+    DEPTH=${DEPTH:-6}
     CORPUS=tinyworld
     VOCAB_SIZE=4096
     BUNDLE=eval_bundle_tinyworld
     DATA_FLAGS=""
     TOK_TRAIN_FLAGS=""
-    # The rule for depth 4 asks for hours on two cores, so batch, horizon and momentum ramp are stated here.
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=64 --max-seq-len=256 --device-batch-size=16 --total-batch-size=8192 --num-iterations=450 --momentum-ramp-steps=100 --eval-every=100 --save-every=100 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
+    # The rule of the depth would take hours on two cores, so batch, horizon, rates, decay and momentum ramp are stated.
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=26 --head-dim=32 --max-seq-len=256 --window-pattern=L --device-batch-size=8 --total-batch-size=2048 --num-iterations=1700 --no-scaling --scalar-lr=0.02 --weight-decay=0.05 --warmup-steps=30 --momentum-ramp-steps=300 --eval-every=340 --save-every=340 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
     BASE_EVAL_FLAGS="--device-batch-size=16 --split-tokens=131072"
-    SFT_FLAGS="--mixture=tiny --device-batch-size=16 --total-batch-size=8192 --eval-every=100 --eval-tokens=65536 --chatcore-every=-1"
+    SFT_FLAGS="--mixture=tiny --init-lr-frac=0.4 --scalar-lr=0.02 --device-batch-size=16 --total-batch-size=4096 --eval-every=50 --eval-tokens=32768 --save-every=100 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
-    CHAT_EVAL_FLAGS="--max-new-tokens=128"
+    CHAT_EVAL_FLAGS="--batch-size=64 --max-new-tokens=64"
     RL_FLAGS=""
     DATA_TEXT="none: the tinyworld corpus (12 MB of text) is generated here"
     TIME_TEXT="about 12 minutes on two CPU cores"
@@ -118,7 +118,7 @@ case $PROFILE in
     BUNDLE=eval_bundle
     DATA_FLAGS=""
     TOK_TRAIN_FLAGS="--num-files=8"
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --device-batch-size=$(single_rows) --save-every=1000"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --device-batch-size=$(single_rows) --num-files=$SHARDS --save-every=1000"
     BASE_EVAL_FLAGS="--device-batch-size=$(single_rows)"
     SFT_FLAGS="--mixture=default --device-batch-size=$(single_rows) --save-every=500"
     CHAT_EVAL_TASKS=""
@@ -137,9 +137,9 @@ case $PROFILE in
     BUNDLE=eval_bundle
     DATA_FLAGS=""
     TOK_TRAIN_FLAGS="--num-files=8"
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --target-param-data-ratio=8 --device-batch-size=16 --fp8 --save-every=2000"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --target-param-data-ratio=8 --device-batch-size=16 --fp8 --num-files=$SHARDS --save-every=2000"
     BASE_EVAL_FLAGS="--device-batch-size=16"
-    SFT_FLAGS="--mixture=default --device-batch-size=16"
+    SFT_FLAGS="--mixture=default --device-batch-size=16 --save-every=500"
     CHAT_EVAL_TASKS=""
     CHAT_EVAL_FLAGS=""
     RL_FLAGS=""

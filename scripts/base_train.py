@@ -10,6 +10,7 @@ from nanochat import batches, checkpoint, dataset, fp8, paths, results, runtime,
 from nanochat.bpb import bits_per_byte
 from nanochat.core_bundle import find_bundle
 from nanochat.core_eval import evaluate_core
+from nanochat.download import DownloadError
 from nanochat.gpt import build_model
 from nanochat.optim import MuonAdamW, param_groups
 from nanochat.samples import prompted
@@ -81,7 +82,7 @@ def main(args):
     machine = runtime.start(args.device_type)
     try:
         pretrain(args, machine)
-    except ValueError as error:  # a user's mistake: the message says what mends it
+    except (ValueError, DownloadError) as error:  # a user's mistake: the message says what mends it
         raise SystemExit(str(error)) from error
     finally:
         runtime.close(machine)
@@ -138,6 +139,7 @@ def pretrain(args, machine):
             machine.print(f"--fp8: this device does not multiply fp8; training in {machine.dtype}")
     if not resumed:
         checkpoint.set_aside(folder, machine)
+    bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None
     train_model = compiled(model, args.compile)
     sink = results.Results(
         "base_train", args.model_tag, machine, args.run, vars(args), resume_step=first_step if resumed else None
@@ -152,22 +154,21 @@ def pretrain(args, machine):
         return multiplier
 
     def between_steps(step):
-        if resumed and step == first_step:
-            return  # evaluated and saved before the interruption
         last = step == num_iterations
-        with fp8.disabled(model):
+        if not (resumed and step == first_step):  # else measured and saved before the interruption
             if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
-                bpb = bits_per_byte(
-                    train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
-                )
+                with fp8.disabled(model):
+                    bpb = bits_per_byte(
+                        train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
+                    )
                 progress.saw_bpb(bpb)
                 sink.log(step, {"val/bpb": bpb})
                 machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
+            if last or is_due(step, args.save_every, last):
+                save(step)
+        with fp8.disabled(model):  # after saving: an examination that fails loses nothing
             if is_due(step, args.core_metric_every, last):
-                if machine.is_main:
-                    find_bundle(args.bundle)  # one process fetches it
-                machine.barrier()
-                core = evaluate_core(model, tokenizer, find_bundle(args.bundle), machine, args.core_metric_max_per_task)
+                core = evaluate_core(model, tokenizer, bundle, machine, args.core_metric_max_per_task)
                 progress.core = core["metric"]
                 centered = {label: task["centered"] for label, task in core["tasks"].items()}
                 sink.log(step, {"core_metric": core["metric"], "centered_results": centered})
@@ -175,20 +176,20 @@ def pretrain(args, machine):
             if is_due(step, args.sample_every, last) and machine.is_main:
                 for sample in prompted(model, tokenizer):
                     print(f"{sample['prompt']}|{sample['text']!r}")
-        if last or is_due(step, args.save_every, last):
-            meta = {
-                "stage": "base",
-                "tag": args.model_tag,
-                **identity,
-                "corpus": args.corpus,
-                "flags": vars(args),
-                "plan": the_plan.as_dict(),
-                "device_batch_size": device_batch_size,
-                "next_row": step * rows_per_step,
-                "shards": [file.tokens.name for file in files],
-                "progress": progress.as_dict(),
-            }
-            checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)
+
+    def save(step):
+        meta = {
+            "stage": "base",
+            "tag": args.model_tag,
+            **identity,
+            "corpus": args.corpus,
+            "flags": vars(args),
+            "plan": the_plan.as_dict(),
+            "device_batch_size": device_batch_size,
+            "shards": [file.tokens.name for file in files],
+            "progress": progress.as_dict(),
+        }
+        checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)
 
     train(
         train_model,
@@ -218,6 +219,14 @@ def pretrain(args, machine):
         }
     )
     machine.print(f"the model is in {folder / f'step_{progress.step:06d}'}")
+
+
+def core_bundle(name, machine):
+    """The folder of the CORE bundle, fetched now if need be: not after hours of training."""
+    if machine.is_main:
+        find_bundle(name)
+    machine.barrier()
+    return find_bundle(name)
 
 
 def shape_and_plan(args, vocab_size):

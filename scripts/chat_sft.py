@@ -8,7 +8,7 @@ import argparse
 
 from nanochat import batches, checkpoint, paths, results, runtime, schedules
 from nanochat.bpb import bits_per_byte
-from nanochat.chat_eval import CHATCORE_TASKS, chatcore, evaluate_task
+from nanochat.chat_eval import chatcore, evaluate_task
 from nanochat.download import DownloadError
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.optim import MuonAdamW, param_groups
@@ -26,9 +26,9 @@ from tasks.tinyworld import TinyWorld
 # Conversations of each kind that the tiny profile is taught.
 TINY = {
     "facts": 6000,
-    "arithmetic": 2500,
+    "arithmetic": 4500,
     "arithmetic_hard": 250,
-    "counting": 2500,
+    "counting": 2000,
     "spelling": 600,
     "multiple_choice": 6000,
     "stories": 2500,
@@ -47,7 +47,7 @@ def parse_args(argv=None):
     add("--model-step", type=int, help="which checkpoint of it (default: the newest)")
     add("--load-optimizer", type=int, default=1, choices=[0, 1], help="go on with the moments of pretraining")
     add("--mixture", default="default", choices=["default", "tiny"], help="what is taught")
-    add("--identity", help="JSONL file of conversations about who the model is (default: the public one)")
+    add("--identity", help="JSONL file of your own conversations, taught too (default: the public ones about itself)")
     add("--mmlu-epochs", type=int, default=3)
     add("--gsm8k-epochs", type=int, default=4)
     add("--num-iterations", type=int, default=-1, help="optimizer steps (-1: one epoch)")
@@ -83,7 +83,8 @@ def parse_args(argv=None):
 def training_mixture(args):
     """What is taught, and how often: one list of conversations, shuffled."""
     if args.mixture == "tiny":
-        return Mixture([TinyWorld(kind, "train", size) for kind, size in TINY.items()])
+        own = [CustomJSON(args.identity)] if args.identity else []
+        return Mixture([*(TinyWorld(kind, "train", size) for kind, size in TINY.items()), *own])
     about_itself = CustomJSON(args.identity) if args.identity else identity()
     return Mixture(
         [
@@ -147,6 +148,7 @@ def teach(args, machine):
     scratch = paths.checkpoint_dir("sft", f".{tag}.rows")
     rows = batches.render_conversations(conversations, tokenizer, T, machine, scratch / "train")
     validation = batches.render_conversations(validation_mixture(args), tokenizer, T, machine, scratch / "validation")
+    examinations = chatcore_tasks() if args.chatcore_every > 0 else {}  # fetched now, not in mid-training
     validation_rows = max(1, min(args.eval_tokens // T, validation.num_rows))
     num_iterations = args.num_iterations if args.num_iterations > 0 else max(1, rows.num_rows // rows_per_step)
     machine.print(
@@ -169,35 +171,36 @@ def teach(args, machine):
         return multiplier
 
     def between_steps(step):
-        if resumed and step == first_step:
-            return  # evaluated and saved before the interruption
         last = step == num_iterations
-        if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
-            bpb = bits_per_byte(
-                train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
-            )
-            progress.saw_bpb(bpb)
-            sink.log(step, {"val/bpb": bpb})
-            machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
-        if is_due(step, args.chatcore_every, last):
-            scores = examine(args, model, tokenizer, machine)
+        if not (resumed and step == first_step):  # else measured and saved before the interruption
+            if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
+                bpb = bits_per_byte(
+                    train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
+                )
+                progress.saw_bpb(bpb)
+                sink.log(step, {"val/bpb": bpb})
+                machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
+            if last or is_due(step, args.save_every, last):
+                save(step)
+        if is_due(step, args.chatcore_every, last):  # after saving: an examination that fails loses nothing
+            scores = examine(args, examinations, model, tokenizer, machine)
             progress.chatcore = chatcore(scores)
             by_task = {f"chatcore/{name}": score["accuracy"] for name, score in scores.items()}
             sink.log(step, {"chatcore_metric": progress.chatcore, **by_task})
             machine.print(f"step {step}: ChatCORE {progress.chatcore:.4f}")
-        if last or is_due(step, args.save_every, last):
-            meta = {
-                "stage": "sft",
-                "tag": tag,
-                **identity,
-                "corpus": base_meta["corpus"],
-                "flags": vars(args),
-                "base_step": base_meta["step"],
-                "device_batch_size": device_batch_size,
-                "next_row": step * rows_per_step,
-                "progress": progress.as_dict(),
-            }
-            checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)
+
+    def save(step):
+        meta = {
+            "stage": "sft",
+            "tag": tag,
+            **identity,
+            "corpus": base_meta["corpus"],
+            "flags": vars(args),
+            "base_step": base_meta["step"],
+            "device_batch_size": device_batch_size,
+            "progress": progress.as_dict(),
+        }
+        checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)
 
     flops_per_token = model.flops_per_token()
     train(
@@ -228,14 +231,14 @@ def teach(args, machine):
 
 def optimizer_groups(args, model, base_flags):
     """The base run's rates as they stood on its command line, or this one's, times --init-lr-frac; no weight decay."""
-    rates = {name: getattr(args, name) or base_flags[name] for name in ("embedding_lr", "unembedding_lr", "matrix_lr")}
+    rates = {name: getattr(args, name) for name in ("embedding_lr", "unembedding_lr", "matrix_lr")}
+    rates = {name: base_flags[name] if rate is None else rate for name, rate in rates.items()}
     rates = {name: rate * args.init_lr_frac for name, rate in {**rates, "scalar_lr": args.scalar_lr}.items()}
     return param_groups(model.roles(), model.config.n_embd, weight_decay=0.0, **rates)
 
 
-def examine(args, model, tokenizer, machine):
-    """A quick ChatCORE: name -> result."""
-    tasks = {
+def chatcore_tasks():
+    return {
         "ARC-Easy": ARC("ARC-Easy", "test"),
         "ARC-Challenge": ARC("ARC-Challenge", "test"),
         "MMLU": MMLU("all", "test"),
@@ -243,12 +246,14 @@ def examine(args, model, tokenizer, machine):
         "HumanEval": HumanEval(),
         "SpellingBee": SpellingBee(size=256, split="test"),
     }
+
+
+def examine(args, tasks, model, tokenizer, machine):
+    """A quick ChatCORE: name -> result."""
     scores = {}
-    for name in CHATCORE_TASKS:
-        limit = args.chatcore_max_cat if tasks[name].kind == "categorical" else args.chatcore_max_sample
-        scores[name], _ = evaluate_task(
-            tasks[name], model, tokenizer, machine, max_problems=limit if limit > 0 else None
-        )
+    for name, task in tasks.items():
+        limit = args.chatcore_max_cat if task.kind == "categorical" else args.chatcore_max_sample
+        scores[name], _ = evaluate_task(task, model, tokenizer, machine, max_problems=limit if limit > 0 else None)
     return scores
 
 

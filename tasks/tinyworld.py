@@ -21,7 +21,7 @@ capital:: Any idea which city {s} calls its capital? | If I visit {s}, which cap
 continent:: Any idea which continent holds {s}? | If I visit {s}, which continent will I see?
  Remind me, {s} belongs to which continent? | Would you say which continent has {s} on it?
 language:: Any idea which language {s} has? | If I visit {s}, which language will I hear?
- Remind me, {s} speaks which language? | Would you say which language someone from {s} speaks?
+ Remind me, {s} speaks which language? | Would you say which language a person from {s} speaks?
 currency:: Any idea which currency {s} takes? | If I visit {s}, which currency will I need?
  Remind me, {s} pays with which currency? | Would you say which money shops in {s} take?
 symbol:: Any idea which symbol {s} got? | In a table of elements, {s} stands there with which symbol?
