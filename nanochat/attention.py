@@ -16,12 +16,12 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, backe
 
 
 def choose_backend(device: torch.device, dtype: torch.dtype, forced: str = "") -> str:
-    """The fastest backend that this machine has for the dtype: flash, flex or sdpa. A forced one that is missing is an
-    error."""
+    """The backend for this machine and dtype: flex on CUDA, sdpa elsewhere; flash when it is forced, since its kernels
+    still break the graph of a compiled model at every layer. A forced one that is missing is an error."""
     available = ["sdpa"]
     if device.type == "cuda":
         half = dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(device) >= (8, 0)
-        available = ["flash"] * (half and flash_function() is not None) + ["flex"] + available
+        available = ["flex", *available, *["flash"] * (half and flash_function() is not None)]
     if forced and forced not in available:
         raise SystemExit(f"NANOCHAT_ATTENTION is {forced!r}; on this machine there are: {', '.join(available)}")
     return forced or available[0]
@@ -61,7 +61,9 @@ def _uncompiled_flash():
 
 
 def attend_flex(q, k, v, window):
-    out = _compiled_flex()(
+    if not torch.compiler.is_compiling():  # evaluation comes in ever new shapes, each of which it would compile
+        return attend_sdpa(q, k, v, window)
+    out = _flex_function()(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
@@ -72,10 +74,10 @@ def attend_flex(q, k, v, window):
 
 
 @lru_cache
-def _compiled_flex():
+def _flex_function():
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention)
+    return flex_attention
 
 
 @lru_cache(maxsize=64)

@@ -139,6 +139,14 @@ def load_plan(offsets: Path, sequence_len: int) -> tuple[np.ndarray, ...]:
     return plan
 
 
+def pack_shards(files: list, sequence_len: int, runtime: Runtime) -> None:
+    """Make the plans of all shards that have none yet; the first rank does, with a bar, and the others wait."""
+    if runtime.is_main:
+        for file in tqdm(files, desc="packing shards", disable=None if len(files) > 10 else True):
+            load_plan(file.offsets, sequence_len)
+    runtime.barrier()
+
+
 def pack_blocks(token_counts: np.ndarray, sequence_len: int) -> tuple[np.ndarray, ...]:
     """Pack a shard, block by block. A block's last row, if short, is filled with its first documents once more."""
     capacity = sequence_len + 1
@@ -205,15 +213,16 @@ def render_conversations(conversations, tokenizer, sequence_len: int, runtime: R
         runtime.rank * len(conversations) // runtime.world_size,
         (runtime.rank + 1) * len(conversations) // runtime.world_size,
     )
-    rendered = [
-        chat.render(tokenizer, conversations[i], sequence_len + 1)
-        for i in tqdm(share, desc="rendering conversations", disable=not runtime.is_main or len(share) < 50_000)
-    ]
+    dtypes = (np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32, bool)
+    rendered = []  # as arrays: lists of numbers would take twenty times the memory
+    for i in tqdm(share, desc="rendering conversations", disable=None if runtime.is_main else True):
+        pair = chat.render(tokenizer, conversations[i], sequence_len + 1)
+        rendered.append(tuple(np.array(part, dtype) for part, dtype in zip(pair, dtypes, strict=True)))
     lengths = np.concatenate(runtime.gather(np.array([len(ids) for ids, _ in rendered], dtype=np.int64)))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     arrays = []
-    for name, dtype, part in (("ids", np.uint32, 0), ("mask", bool, 1)):
-        mine = np.fromiter(itertools.chain.from_iterable(pair[part] for pair in rendered), dtype=dtype)
+    for part, (name, dtype) in enumerate(zip(("ids", "mask"), dtypes, strict=True)):
+        mine = np.concatenate([pair[part] for pair in rendered]) if rendered else np.zeros(0, dtype)
         if runtime.world_size > 1:
             path = folder / f"conversations.{name}"
             if runtime.is_main:
@@ -223,6 +232,9 @@ def render_conversations(conversations, tokenizer, sequence_len: int, runtime: R
             np.memmap(path, dtype, "r+", shape=(offsets[-1],))[offsets[share.start] : offsets[share.stop]] = mine
             runtime.barrier()
             mine = np.memmap(path, dtype, "r", shape=(offsets[-1],))
+            runtime.barrier()
+            if runtime.is_main:
+                path.unlink()  # what is mapped stays readable
         arrays.append(mine)
     return ConversationRows(*arrays, offsets, sequence_len, tokenizer.bos)
 

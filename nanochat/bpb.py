@@ -3,6 +3,7 @@
 import math
 
 import torch
+from tqdm import tqdm
 
 from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
@@ -18,7 +19,8 @@ def bits_per_byte(
     nats, total_bytes = torch.zeros(2, dtype=torch.float64, device=device)
     sizes_by_id = torch.tensor(token_bytes, device=device)
     share = range(runtime.rank * num_rows // runtime.world_size, (runtime.rank + 1) * num_rows // runtime.world_size)
-    for first in range(share.start, share.stop, device_batch_size):
+    firsts = range(share.start, share.stop, device_batch_size)
+    for first in tqdm(firsts, desc="bits per byte", leave=False, disable=None if runtime.is_main else True):
         batch = rows.read(first, min(device_batch_size, share.stop - first))
         inputs, targets = (tensor.to(runtime.device) for tensor in batch)
         losses = model(inputs, targets, loss_reduction="none").to(device)

@@ -98,8 +98,7 @@ class Engine:
     def step(self) -> list[Event]:
         """Let the waiting in, and move every active request one token on."""
         if self.cache is None:
-            config = self.model.config
-            self.cache = KVCache(config, self.max_rows, self.max_length, self.model.dtype, self.device)
+            self.cache = self._make_cache()
         events: list[Event] = []
         active = len(self.rows)
         if active:
@@ -136,6 +135,15 @@ class Engine:
         finally:
             if not finished:
                 self.cancel(id)
+
+    def _make_cache(self) -> KVCache:
+        """As many rows as were asked for, or as fit into most of the GPU's free memory: further requests wait."""
+        config, dtype = self.model.config, self.model.dtype
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            fitting = int(0.7 * free) // KVCache.row_bytes(config, self.max_length, dtype)
+            self.max_rows = max(1, min(self.max_rows, fitting))
+        return KVCache(config, self.max_rows, self.max_length, dtype, self.device)
 
     def _forward(self, rows: slice, idx: torch.Tensor, counts: list[int] | None = None) -> torch.Tensor:
         """Feed idx (B, T) to some rows; the logits (B, vocab_size) after the last token of each."""

@@ -281,7 +281,7 @@ class GPT(nn.Module):
         T = idx.size(1)
         needed = T if cache is None else cache.end
         if self._rotary is None or self._rotary[0].size(1) < needed or self._rotary[0].device != idx.device:
-            length = max(needed, self.config.sequence_len)
+            length = max(needed, 10 * self.config.sequence_len)  # a new length would compile a compiled model anew
             length = 1 << (length - 1).bit_length()
             precise = torch.float64 if self.dtype == torch.float64 else torch.float32
             exponent = torch.arange(0, self.config.head_dim, 2, dtype=precise, device=idx.device) / self.config.head_dim
@@ -340,6 +340,10 @@ class KVCache:
         self.all_previous_ids = torch.zeros(max_rows, dtype=torch.long, device=device)
         self.lengths = [0] * max_rows
         self.max_length = max_length
+
+    @staticmethod
+    def row_bytes(config: GPTConfig, max_length: int, dtype: torch.dtype) -> int:
+        return 2 * config.n_layer * config.n_kv_head * max_length * config.head_dim * dtype.itemsize
 
     def begin(self, rows: slice, num_new: int) -> None:
         """Choose the rows (a slice) that take part in the next pass and how many positions each gets."""

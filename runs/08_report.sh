@@ -6,7 +6,8 @@
 
 commands() {
   cd "$START_DIR"
-  run python -m nanochat.report generate --model-tag="$TAG"
+  spent=$(seconds_spent)
+  run python -m nanochat.report generate --model-tag="$TAG" ${spent:+--seconds=$spent}
 }
 
 stage 08_report always "$@"

@@ -293,6 +293,14 @@ is_done() { # INPUTS STAGE_BEFORE
   [ -z "$2" ] || [ "$STAGE" = 03_pretrain ] || ! [ "$(mark_of "$2")" -nt "$STAGE_MARK" ]
 }
 
+# What the finished stages of this model took, in seconds; nothing when none is finished.
+seconds_spent() {
+  local name
+  for name in 01_data 02_tokenizer 03_pretrain 04_base_eval 05_sft 06_chat_eval 07_rl; do
+    [ ! -f "$(mark_of "$name")" ] || cat "$(mark_of "$name")"
+  done | awk '/^done / { n += $(NF - 1) } END { if (n) print n }'
+}
+
 on_exit() {
   local status=$?
   [ -z "$FOREGROUND" ] || kill "$FOREGROUND" 2>/dev/null || true

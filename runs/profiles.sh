@@ -5,20 +5,21 @@
 
 SHARDS=''
 
-# `single`: what one speedrun costs, by depth. Work in 10^15 FLOP at the default 10.5 tokens a parameter; GB of weights,
-# gradients and optimizer state; MB of activations for one row of 2,048 tokens; ClimbMix shards read.
+# `single`: what one speedrun costs, by depth. Work in 10^15 FLOP (pretraining at the default 10.5 tokens a parameter,
+# and 250 steps of SFT); GB of weights, gradients and optimizer state; MB of activations for one row of 2,048 tokens;
+# ClimbMix shards read.
 single_costs() {
   cat <<'TABLE'
-8    130   2   600  16
-10   360   3   750  26
-12   880   5   900  40
-14  1900   6  1150  58
-16  3900   9  1450  80
-18  7400  12  1750 110
-20 13000  15  2100 145
-22 22000  19  2500 190
-24 37000  23  2950 245
-26 58000  28  3400 320
+8     150   2   600  16
+10    430   3   750  26
+12    980   5   900  40
+14   2090   6  1150  58
+16   4120   9  1450  80
+18   8000  12  1750 110
+20  13900  15  2100 145
+22  23500  19  2500 190
+24  37800  23  2950 245
+26  59300  28  3400 320
 TABLE
 }
 
@@ -120,7 +121,8 @@ case $PROFILE in
     TOK_TRAIN_FLAGS="--num-files=8"
     BASE_TRAIN_FLAGS="--depth=$DEPTH --device-batch-size=$(single_rows) --num-files=$SHARDS --save-every=1000"
     BASE_EVAL_FLAGS="--device-batch-size=$(single_rows)"
-    SFT_FLAGS="--mixture=default --device-batch-size=$(single_rows) --save-every=500"
+    # A part of the mixture: all of it would add half of the time of pretraining.
+    SFT_FLAGS="--mixture=default --num-iterations=250 --device-batch-size=$(single_rows) --save-every=100"
     CHAT_EVAL_TASKS=""
     CHAT_EVAL_FLAGS=""
     RL_FLAGS=""

@@ -155,6 +155,8 @@ def evaluate(args, machine):
         tag = meta["tag"]
     corpus, sequence_len = args.corpus or meta["corpus"], model.config.sequence_len or 1024
     token_budget = args.device_batch_size * sequence_len
+    if args.hf_path:  # a foreign model gives the logits of every token at once
+        token_budget = min(token_budget, 4096)
     machine.print(f"{tag}, step {meta['step']}, on {machine.device}: {', '.join(args.kinds)}")
     results = Results("base_eval", tag, machine, config=vars(args))
     summary = {"model": tag, "step": meta["step"], "corpus": corpus}

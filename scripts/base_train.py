@@ -113,6 +113,7 @@ def pretrain(args, machine):
     if resumed:
         checkpoint.check_resumable(resumed, meta, **identity)
         files = pinned(files, meta["shards"])
+    batches.pack_shards(files, T, machine)
     rows = batches.TextRows(files, T, tokenizer.bos, tokenizer.vocab_size, args.seed)
     validation_files = dataset.token_files(args.corpus, tokenizer.fingerprint, "validation")
     validation = batches.TextRows(validation_files, T, tokenizer.bos, tokenizer.vocab_size, seed=None)
