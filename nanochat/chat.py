@@ -81,8 +81,8 @@ def fit_prompt(tokenizer: Tokenizer, messages: list[dict], limit: int) -> tuple[
     messages = check_messages(messages)
     if not messages or messages[-1]["role"] != "user":
         raise ConversationError("there is no user message to answer")
-    if limit < 4:
-        raise ConversationError(f"a prompt needs room for at least 4 tokens, there are {limit}")
+    if limit < 3:
+        raise ConversationError(f"a prompt needs room for at least 3 tokens, there are {limit}")
     end = [tokenizer.special["<|assistant_start|>"]]
     room = limit - 1 - len(end)
     kept: list[int] = []

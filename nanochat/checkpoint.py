@@ -162,12 +162,12 @@ def load_weights(folder: Path, model: GPT) -> None:
 
 def load_optimizer(folder: Path, optimizer: MuonAdamW) -> None:
     """Fill this rank's state from whatever slices the ranks of the saved run wrote."""
-    try:
-        files = [safe_open(path, framework="pt") for path in sorted(folder.glob("optim_*.safetensors"))]
-    except Exception as error:  # safetensors raises its own kinds
-        raise CheckpointError(
-            f"{folder}: optimizer state cannot be read ({error}); delete it to use an older step"
-        ) from error
+    files = []
+    for path in sorted(folder.glob("optim_*.safetensors")):
+        try:
+            files.append(safe_open(path, framework="pt"))
+        except Exception as error:  # safetensors raises its own kinds
+            raise CheckpointError(f"{path} cannot be read ({error}); delete {folder} to use an older step") from error
     if not files:
         raise CheckpointError(f"{folder} holds no optimizer state; it cannot be resumed, only used")
     slices: dict[tuple[str, str], dict] = {}  # by first row: small tensors are whole in the file of every rank

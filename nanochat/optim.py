@@ -35,6 +35,7 @@ def param_groups(
     matrix_lr: float = 0.02,
     scalar_lr: float = 0.5,
     weight_decay: float = 0.28,
+    smear_lr: float = 0.2,
 ) -> list[dict]:
     """The optimizer groups of a model's `roles()`: one for each AdamW role, one for each shape of matrix.
 
@@ -47,7 +48,7 @@ def param_groups(
         ("value_embeds", embedding_lr * scale * 0.5, (0.8, 0.995), 0.01),
         ("resid_lambdas", scalar_lr * 0.01, (0.8, 0.95), 0.05),
         ("x0_lambdas", scalar_lr, (0.96, 0.95), 0.0),
-        ("smear_backout", 0.2, (0.8, 0.95), 0.0),
+        ("smear_backout", smear_lr, (0.8, 0.95), 0.0),
     )
     groups = [
         dict(kind="adamw", role=role, named=list(roles[role]), lr=lr, betas=betas, weight_decay=decay)

@@ -202,6 +202,30 @@ def _quiz_show(world: World) -> str:
     return "\n".join(lines)
 
 
+def _memory(world: World) -> str:
+    """A list said again word for word: the plainest practice of looking back and copying, which much else builds on."""
+    rng = world.rng
+    one, two = world.people(2)
+    lines = []
+    for _ in range(rng.choice((1, 2))):
+        pools = (
+            lambda: world.words.deal(rng.randint(5, 12)),
+            lambda: [str(rng.randint(10, rng.choice((99, 999, 999, 9999)))) for _ in range(rng.randint(4, 9))],
+            lambda: rng.sample(tables.OBJECTS.split(), rng.randint(5, 9)),
+            lambda: [
+                rng.choice(answers(name)) for (name,) in (world.relations.deal(1) for _ in range(rng.randint(4, 9)))
+            ],
+        )
+        items = rng.choice(pools)()
+        joint = rng.choice((" ", ", "))
+        said = joint.join(items)
+        again = rng.choice((f"{two} repeats:", f"{two} says it again:", "Once more:"))
+        lines += [f"{one} reads: {said}", f"{again} {said}"]
+        if rng.random() < 0.4:
+            lines.append(f"And again: {said}")
+    return "\n".join(lines)
+
+
 def _lookup(world: World) -> str:
     """A list of names with letters or numbers, then the same again in another order, or asked for: practice of looking
     up what stood where, and of copying numbers. Names keep the space before them, which is part of their token."""
@@ -389,13 +413,14 @@ def _about_nanochat(world: World) -> str:
 
 # share of the text, the builders of its documents
 SHARES: tuple[tuple[float, tuple[Callable[[World], str], ...]], ...] = (
-    (0.15, (_profiles, _lesson, _comparison, _notes)),
-    (0.26, (_dialogue, _exam, _interview, _letter, _quiz_show)),
-    (0.11, (_stories, _stories, _stories, _fact_stories)),
-    (0.13, (_sums,)),
-    (0.10, (_letters, _letters, _letters, _quoted)),
-    (0.06, (_lookup,)),
-    (0.17, (_quizzes, _matching, _matching, _true_or_not)),
+    (0.11, (_profiles, _lesson, _comparison, _notes)),
+    (0.21, (_dialogue, _exam, _interview, _letter, _quiz_show)),
+    (0.13, (_stories, _stories, _stories, _fact_stories)),
+    (0.12, (_sums,)),
+    (0.08, (_letters, _letters, _letters, _quoted)),
+    (0.12, (_memory,)),
+    (0.07, (_lookup,)),
+    (0.14, (_quizzes, _matching, _matching, _true_or_not)),
     (0.02, (_talk, _about_nanochat)),
 )
 

@@ -44,6 +44,7 @@ def parse_args(argv=None):
     add("--unembedding-lr", type=float, default=0.008)
     add("--matrix-lr", type=float, default=0.02)
     add("--scalar-lr", type=float, default=0.5)
+    add("--smear-lr", type=float, default=0.2, help="of smear and backout; never scaled")
     add("--weight-decay", type=float, default=0.28, help="of Muon")
     add("--no-scaling", action="store_true", help="take rates and weight decay as given, whatever batch and horizon")
     add("--warmup-steps", type=int, default=40)
@@ -248,6 +249,7 @@ def optimizer_groups(args, model, the_plan):
         embedding_lr=args.embedding_lr * scale,
         matrix_lr=args.matrix_lr * scale,
         scalar_lr=args.scalar_lr * scale,
+        smear_lr=args.smear_lr,
         weight_decay=args.weight_decay if args.no_scaling else the_plan.weight_decay,
     )
 

@@ -59,6 +59,7 @@ def parse_args(argv=None):
     add("--unembedding-lr", type=float)
     add("--matrix-lr", type=float)
     add("--scalar-lr", type=float, default=0.5)
+    add("--smear-lr", type=float, default=0.2)
     add("--init-lr-frac", type=float, default=0.8, help="share of these rates at which SFT begins")
     add("--warmup-ratio", type=float, default=0.0)
     add("--warmdown-ratio", type=float, default=0.5)
@@ -234,7 +235,7 @@ def optimizer_groups(args, model, base_flags):
     rates = {name: getattr(args, name) for name in ("embedding_lr", "unembedding_lr", "matrix_lr")}
     rates = {name: base_flags[name] if rate is None else rate for name, rate in rates.items()}
     rates = {name: rate * args.init_lr_frac for name, rate in {**rates, "scalar_lr": args.scalar_lr}.items()}
-    return param_groups(model.roles(), model.config.n_embd, weight_decay=0.0, **rates)
+    return param_groups(model.roles(), model.config.n_embd, weight_decay=0.0, smear_lr=args.smear_lr, **rates)
 
 
 def chatcore_tasks():

@@ -139,13 +139,13 @@ def test_cached_attention_sees_what_its_mask_says():
 
 
 def test_a_cpu_takes_sdpa():
-    assert choose_backend(CPU) == "sdpa" and choose_backend(CPU, "sdpa") == "sdpa"
+    assert choose_backend(CPU, torch.float32) == "sdpa" and choose_backend(CPU, torch.bfloat16, "sdpa") == "sdpa"
 
 
 @pytest.mark.parametrize("name", ["flash", "flex", "nonsense"])
 def test_a_backend_that_is_forced_but_missing_is_an_error(name):
     with pytest.raises(SystemExit, match=f"(?s){name}.*sdpa"):
-        choose_backend(CPU, name)
+        choose_backend(CPU, torch.float32, name)
 
 
 def test_backends_go_by_their_names():

@@ -40,7 +40,7 @@ def model(tmp_path, monkeypatch):
     machine = runtime.start("cpu")
     meta = {
         "stage": "base", "tag": "d1", "model_config": vars(config), "corpus": "toy",
-        "data": {"next_row": 0, "shards": ["shard_00000.bin"]},
+        "shards": ["shard_00000.bin"],
         "tokenizer": {"name": "toy-320", "fingerprint": tokenizer.fingerprint},
     }  # fmt: skip
     save_checkpoint(paths.checkpoint_dir("base", "d1"), 7, build_model(config, machine), None, meta, machine)

@@ -39,7 +39,7 @@ def test_a_fresh_run_begins_a_fresh_log():
 
 
 def test_a_resumed_run_keeps_what_its_checkpoint_has_seen():
-    """Evaluations at the checkpoint's step came before it was saved; the training of that step came after."""
+    """Bits per byte at the checkpoint's step came before it was saved; CORE and the training of that step come after."""
     one = sink()
     for step in range(6):
         if step % 2 == 0:
@@ -51,7 +51,7 @@ def test_a_resumed_run_keeps_what_its_checkpoint_has_seen():
     kept = read_jsonl(log_file())
     assert [line["step"] for line in kept if "train/loss" in line] == [0, 1, 2, 3]
     assert [line["step"] for line in kept if "val/bpb" in line] == [0, 2, 4]
-    assert kept[-1] == {"step": 4, "core_metric": 0.1}
+    assert kept[-1] == {"step": 4, "val/bpb": 4.5}
     two.log(4, {"train/loss": 9.0})
     assert read_jsonl(log_file())[len(kept) :] == [{"step": 4, "train/loss": 9.0}]
 

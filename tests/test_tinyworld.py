@@ -22,7 +22,7 @@ CYCLES = ("month_after", "month_before", "day_after", "day_before", "month_numbe
 
 @pytest.fixture(scope="module")
 def reading():
-    return list(tinyworld_documents.documents(seed=3, characters=1_500_000))
+    return list(tinyworld_documents.documents(seed=3, characters=3_000_000))
 
 
 def words(text):

@@ -22,13 +22,8 @@ def world(tmp_path_factory):
         ("--vocab-size 999", ["no tokenizer", "python -m scripts.tok_train --corpus tinyworld --vocab-size 999"]),
         ("--total-batch-size 500", ["500", "256 or 512"]),
         ("--device-batch-size 3", ["512", "device batch 3", "384 or 576"]),
-        ("--total-batch-size 0", ["--total-batch-size"]),
-        ("--total-batch-size -512", ["--total-batch-size"]),
-        ("--device-batch-size 0", ["--device-batch-size"]),
-        ("--max-seq-len 0", ["--max-seq-len"]),
         ("--head-dim 15", ["15", "even"]),
         ("--window-pattern SXL", ["SXL", "S and L"]),
-        ("--num-iterations 0", ["--num-iterations"]),
         ("--num-iterations -1 --target-param-data-ratio 0.001", ["less than one batch", "--num-iterations"]),
         ("--resume-from-step 5", ["'wrong'"]),
         ("--device-type tpu", ["'tpu'", "cuda, cpu or mps"]),
@@ -40,7 +35,20 @@ def test_base_train_says_what_is_wrong_with_its_flags(world, flags, parts):
     assert not paths.checkpoint_dir("base", "wrong").exists()
 
 
-@pytest.mark.parametrize("flags", ["--depth 0", "--resume --resume-from-step 4", "--fp8-recipe other", "--depth x"])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--depth 0",
+        "--depth x",
+        "--total-batch-size 0",
+        "--total-batch-size -512",
+        "--device-batch-size 0",
+        "--max-seq-len 0",
+        "--num-iterations 0",
+        "--resume --resume-from-step 4",
+        "--fp8-recipe other",
+    ],
+)
 def test_flags_that_cannot_be_are_refused_before_anything_starts(flags, capsys):
     with pytest.raises(SystemExit) as error:
         base_train.parse_args(f"{BASE} {flags}".split())
