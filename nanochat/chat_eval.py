@@ -47,7 +47,9 @@ def evaluate_task(
         answered = write_answers(problems, model, tokenizer, batch_size, num_samples, sampling)
 
     records, correct = [], 0
-    with tqdm(total=len(problems), desc=task.name, unit="problem", disable=not runtime.is_main, leave=False) as bar:
+    with tqdm(
+        total=len(problems), desc=task.name, unit="problem", disable=None if runtime.is_main else True, leave=False
+    ) as bar:
         for index, answers in answered:
             records.append(judge(task, index, problems[index], answers))
             correct += records[-1]["correct"]

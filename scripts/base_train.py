@@ -139,9 +139,9 @@ def pretrain(args, machine):
             machine.print(f"fp8 in {fp8.enable(model)} linear layers")
         else:
             machine.print(f"--fp8: this device does not multiply fp8; training in {machine.dtype}")
+    bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None
     if not resumed:
         checkpoint.set_aside(folder, machine)
-    bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None
     train_model = compiled(model, args.compile)
     sink = results.Results(
         "base_train", args.model_tag, machine, args.run, vars(args), resume_step=first_step if resumed else None

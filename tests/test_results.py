@@ -39,7 +39,7 @@ def test_a_fresh_run_begins_a_fresh_log():
 
 
 def test_a_resumed_run_keeps_what_its_checkpoint_has_seen():
-    """Bits per byte at the checkpoint's step came before it was saved; CORE and the training of that step come after."""
+    """Bits per byte at the checkpoint's step came before it was saved; CORE and training come after."""
     one = sink()
     for step in range(6):
         if step % 2 == 0:
