@@ -300,7 +300,7 @@ def ranks(request, tmp_path_factory):
     take_step(model, optimizer, NUM_STEPS, range(world_size))
     expected["four"] = snapshot(model)
     mp.spawn(worker, (world_size, folder), world_size)
-    found = [torch.load(folder / f"found_{rank}.pt") for rank in range(world_size)]
+    found = [torch.load(folder / f"found_{rank}.pt", weights_only=True) for rank in range(world_size)]
     return found, expected, folder
 
 
