@@ -12,6 +12,8 @@ Sources: Muon (Keller Jordan, 2024), Polar Express (arXiv 2505.16932), NorMuon (
 import torch
 import torch.distributed as dist
 
+from nanochat.runtime import multiplies_bfloat16
+
 # Optimal quintic coefficients for five iterations, one triple each.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -75,10 +77,10 @@ def param_groups(
     return [group for group in groups if group["named"]]
 
 
-def orthogonalization_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on GPUs that multiply it fast; float32 elsewhere: a CPU without bf16 units is 100 times slower with it.
-    Never float16, whose range the iteration leaves."""
-    fast = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+def orthogonalization_dtype(device: torch.device, compute_dtype: torch.dtype = torch.float32) -> torch.dtype:
+    """bfloat16 on GPUs that multiply it fast, and on a CPU when the run computes in it; float32 elsewhere: a CPU
+    without bf16 units is 100 times slower with it. Never float16, whose range the iteration leaves."""
+    fast = compute_dtype == torch.bfloat16 if device.type == "cpu" else multiplies_bfloat16(device)
     return torch.bfloat16 if fast else torch.float32
 
 

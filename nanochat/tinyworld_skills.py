@@ -6,7 +6,6 @@ The examination has wordings of its own, in tasks/tinyworld.py.
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nanochat.sandbox import calculator
@@ -112,6 +111,10 @@ PROBLEMS = table("""
  There are {a} {g} here and {b} {g} there. How many {g} in all? | Work out the sum of {a} and {b}.
  Which number is the sum of {a} and {b}? | I add {b} to {a}. What do I get? | Work out: {a} + {b}
  {p} has a bag with {a} {g} and a box with {b} {g}. How many is that?
+ Which number is equal to {a} + {b}? | Which number is equal to {a} plus {b}? | Which number gives {a} plus {b}?
+ Tell me the number for {a} + {b}. | Which number do you find for {a} + {b}? | I add {a} and {b}. What comes out?
+ If I add {b} to {a}, then what number comes out? | {p} adds {a} and {b}. Which number is right?
+ {p} puts {b} {g} to {a} others. How many has {p}? | Now {a} + {b}, please. | Find {a} plus {b}.
 -:: What is {a} - {b}? | What is {a} minus {b}? | Subtract {b} from {a}. | Calculate {a} - {b}.
  How much is {a} - {b}? | How much is {a} minus {b}? | {a} - {b} = ? | Take {b} away from {a}. | What is {a} less {b}?
  {a} minus {b}? | {p} has {a} {g} and gives away {b}. How many {g} are left?
@@ -119,17 +122,30 @@ PROBLEMS = table("""
  {p} had {a} {g} and lost {b}. How many {g} has {p} now? | Work out {a} less {b}. | Work out: {a} - {b}
  I subtract: {a} - {b}. What do I get? | I take {b} from {a}. What do I get? | Which number is {b} less than {a}?
  {p} loses {b} of {a} {g}. How many are left? | Of {a} {g}, {b} are lost. How many are left?
+ Which number is equal to {a} - {b}? | Which number is equal to {a} minus {b}? | Which number gives {a} minus {b}?
+ Tell me the number for {a} - {b}. | Which number do you find for {a} - {b}? | I subtract {b} from {a}. What comes out?
+ If I subtract {b} from {a}, then what number comes out? | {p} subtracts {b} from {a}. Which number is right?
+ Of {a} {g}, {p} eats {b}. How many {g} remain? | Now {a} - {b}, please. | Find {a} minus {b}.
 *:: What is {a} * {b}? | What is {a} times {b}? | Multiply {a} by {b}. | Calculate {a} * {b}. | How much is {a} * {b}?
  How much is {a} times {b}? | {a} * {b} = ? | What is the product of {a} and {b}? | Please multiply {a} and {b}.
  {a} times {b}? | {p} has {a} boxes with {b} {g} each. How many {g} are there?
  There are {a} bags with {b} {g} in each. How many {g} in all? | {a} children get {b} {g} each. How many {g} is that?
  Work out the product of {a} and {b}. | I multiply {a} and {b}. What do I get? | Work out: {a} * {b}
  With {a} boxes and {b} {g} in each, how many are there? | Which number is the product of {a} and {b}?
+ Which number is equal to {a} * {b}? | Which number is equal to {a} times {b}? | Which number gives {a} times {b}?
+ Tell me the number for {a} * {b}. | Which number do you find for {a} * {b}? | I multiply {a} by {b}. What comes out?
+ If I multiply {a} by {b}, then what number comes out? | {p} multiplies {a} by {b}. Which number is right?
+ In {a} boxes are {b} {g} each. How many has {p}? | Now {a} * {b}, please. | Find {a} times {b}.
 /:: What is {a} / {b}? | What is {a} divided by {b}? | Divide {a} by {b}. | Calculate {a} / {b}.
  How much is {a} / {b}? | How much is {a} divided by {b}? | {a} / {b} = ? | Please divide {a} by {b}.
  {a} divided by {b}? | {p} shares {a} {g} among {b} children. How many {g} does each child get?
  {a} {g} go into {b} boxes. How many in each box? | Work out how often {b} goes into {a}. | Work out: {a} / {b}
  I divide {a} into {b} parts. How big is each? | {a} {g} are shared among {b} children. How many for each?
+ Which number is equal to {a} / {b}? | Which number is equal to {a} divided by {b}?
+ Which number gives {a} divided by {b}? | Tell me the number for {a} / {b}. | Which number do you find for {a} / {b}?
+ I divide {a} by {b}. What comes out? | If I divide {a} by {b}, then what number comes out?
+ {p} divides {a} by {b}. Which number is right? | {b} children share {a} {g}. How many does one child get?
+ Now {a} / {b}, please. | Find {a} divided by {b}.
 """)
 
 # Two steps: all that SFT teaches of the hard tier. The expression stands after the bar.
@@ -226,18 +242,19 @@ def counting_question(word: str, letter: str, rng: random.Random, forms: list[st
     return rng.choice(forms).format(w=shown, l=quoted)
 
 
-FIND_LETTER = wordings("""
-Which letter has {a}? | What is the letter of {a}? | Find the letter of {a}. | Give me the letter of {a}.
-Which letter is {a}? | Look for {a}. | The letter of {a}?
+LOOKUPS = wordings("""
+- {a}? {x} | Which letter has {a}? {x} | What is the letter of {a}? {x} | Find {a}. {x} | The letter of {a}? {x}
 """)
 
+CHOOSE = "Multiple Choice question: respond only with the letter of the correct answer."
 
-def multiple_choice(question: str, options: list[str], verdicts: Sequence[str] = ()) -> str:
-    """A multiple choice question as small models read it best: the letter right after its choice.
 
-    Reading may put a verdict after each letter.
-    """
-    ends = verdicts or [""] * len(options)
-    lines = [f"- {option}={letter}{end}" for option, letter, end in zip(options, "ABCD", ends, strict=False)]
-    end = "Respond only with the letter of the correct answer."
-    return "\n".join([f"Multiple Choice question: {question}", *lines, "", end])
+def choice_list(letters: dict[str, str]) -> str:
+    """The choices with their letters, each letter right after its choice."""
+    return "\n".join(f"- {choice}={letter}" for choice, letter in letters.items())
+
+
+def multiple_choice(question: str, choices: list[str]) -> str:
+    """A multiple choice question as the smallest models read it best: the question last, so that recalling the answer
+    and looking up its letter fall in one place. (tasks/common.py has the layout of the public examinations.)"""
+    return f"{CHOOSE}\n{choice_list(dict(zip(choices, 'ABCD', strict=False)))}\n\n{question}"

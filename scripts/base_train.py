@@ -6,13 +6,15 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=24 --t
 
 import argparse
 
+import torch
+
 from nanochat import batches, checkpoint, dataset, fp8, paths, results, runtime, schedules
 from nanochat.bpb import bits_per_byte
 from nanochat.core_bundle import find_bundle
 from nanochat.core_eval import evaluate_core
 from nanochat.download import DownloadError
 from nanochat.gpt import build_model
-from nanochat.optim import MuonAdamW, param_groups
+from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
 from nanochat.samples import prompted
 from nanochat.scaling import REFERENCE_DEPTH, model_config, plan
 from nanochat.tokenizer import Tokenizer
@@ -45,6 +47,7 @@ def parse_args(argv=None):
     add("--matrix-lr", type=float, default=0.02)
     add("--scalar-lr", type=float, default=0.5)
     add("--smear-lr", type=float, default=0.2, help="of smear and backout; never scaled")
+    add("--smear-init", type=float, default=0.0, help="first scale of smear; 2: short runs learn to look things up")
     add("--weight-decay", type=float, default=0.28, help="of Muon")
     add("--no-scaling", action="store_true", help="take rates and weight decay as given, whatever batch and horizon")
     add("--warmup-steps", type=int, default=40)
@@ -52,6 +55,7 @@ def parse_args(argv=None):
     add("--final-lr-frac", type=float, default=0.05)
     add("--momentum-ramp-steps", type=int, default=400)
     add("--seed", type=int, default=42, help="of the first weights and the order of the rows")
+    add("--in-order", action="store_true", help="read the corpus as it lies on disk, for one whose order teaches")
     add("--fp8", action="store_true", help="matrix products in fp8 (Hopper and later)")
     add("--fp8-recipe", default="tensorwise", choices=["tensorwise"])
     add("--compile", type=int, default=-1, choices=[-1, 0, 1], help="torch.compile (-1: on GPUs)")
@@ -80,7 +84,7 @@ def parse_args(argv=None):
 
 
 def main(args):
-    machine = runtime.start(args.device_type)
+    machine = runtime.start(args.device_type, training=True)
     try:
         pretrain(args, machine)
     except (ValueError, DownloadError) as error:  # a user's mistake: the message says what mends it
@@ -102,6 +106,7 @@ def pretrain(args, machine):
     meta = checkpoint.read_meta(resumed) if resumed else {}
     progress = Progress(**meta.get("progress", {}))
     first_step = progress.step
+    order_seed = None if args.in_order else args.seed
 
     files = dataset.token_files(
         args.corpus, tokenizer.fingerprint, "train", args.num_files if args.num_files > 0 else None
@@ -109,19 +114,22 @@ def pretrain(args, machine):
     identity = {
         "model_config": config.__dict__,
         "tokenizer": {"name": tokenizer_name, "fingerprint": tokenizer.fingerprint},
-        "rows": {"corpus": args.corpus, "seed": args.seed, "a_step": rows_per_step},
+        "rows": {"corpus": args.corpus, "seed": order_seed, "a_step": rows_per_step},
     }
     if resumed:
         checkpoint.check_resumable(resumed, meta, **identity)
         files = pinned(files, meta["shards"])
     batches.pack_shards(files, T, machine)
-    rows = batches.TextRows(files, T, tokenizer.bos, tokenizer.vocab_size, args.seed)
+    rows = batches.TextRows(files, T, tokenizer.bos, tokenizer.vocab_size, order_seed)
     validation_files = dataset.token_files(args.corpus, tokenizer.fingerprint, "validation")
     validation = batches.TextRows(validation_files, T, tokenizer.bos, tokenizer.vocab_size, seed=None)
     validation_rows = max(1, min(args.eval_tokens // T, validation.num_rows))
 
     model = build_model(config, machine, args.seed)
-    optimizer = MuonAdamW(optimizer_groups(args, model, the_plan), machine.rank, machine.world_size)
+    torch.nn.init.constant_(model.smear_lambda, args.smear_init)
+    precision = orthogonalization_dtype(machine.device, machine.dtype)
+    groups = optimizer_groups(args, model, the_plan)
+    optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision)
     if resumed:
         checkpoint.load_weights(resumed, model)
         checkpoint.load_optimizer(resumed, optimizer)

@@ -11,7 +11,7 @@ from nanochat.bpb import bits_per_byte
 from nanochat.chat_eval import chatcore, evaluate_task
 from nanochat.download import DownloadError
 from nanochat.gpt import GPTConfig, build_model
-from nanochat.optim import MuonAdamW, param_groups
+from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
 from nanochat.train import Progress, compiled, is_due, summary, train
 from tasks.arc import ARC
 from tasks.common import Mixture, Slice
@@ -26,11 +26,11 @@ from tasks.tinyworld import TinyWorld
 # Conversations of each kind that the tiny profile is taught.
 TINY = {
     "facts": 6000,
-    "arithmetic": 4500,
+    "arithmetic": 6000,
     "arithmetic_hard": 250,
     "counting": 2000,
-    "spelling": 600,
-    "multiple_choice": 6000,
+    "spelling": 800,
+    "multiple_choice": 5000,
     "stories": 2500,
     "smalltalk": 500,
     "identity": 300,
@@ -106,7 +106,7 @@ def validation_mixture(args):
 
 
 def main(args):
-    machine = runtime.start(args.device_type)
+    machine = runtime.start(args.device_type, training=True)
     try:
         teach(args, machine)
     except (ValueError, DownloadError) as error:  # a user's mistake: the message says what mends it
@@ -141,7 +141,9 @@ def teach(args, machine):
 
     model = build_model(config, machine, seed=None)
     checkpoint.load_weights(resumed or base, model)
-    optimizer = MuonAdamW(optimizer_groups(args, model, base_meta["flags"]), machine.rank, machine.world_size)
+    precision = orthogonalization_dtype(machine.device, machine.dtype)
+    groups = optimizer_groups(args, model, base_meta["flags"])
+    optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision)
     if resumed or args.load_optimizer:
         checkpoint.load_optimizer(resumed or base, optimizer)
 

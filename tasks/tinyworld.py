@@ -195,6 +195,8 @@ class TinyWorld(Task):
     def _arithmetic(self, index, rng):
         forms = skills.PROBLEMS if self.split == "train" else TEST_PROBLEMS
         asked, expression, _ = skills.problem(rng, forms)
+        if self.split == "train" and rng.random() < 0.15:
+            asked = f"{text.opener(rng)} {asked}"
         return _with_tool(asked, expression)
 
     def _arithmetic_hard(self, index, rng):
@@ -215,11 +217,17 @@ class TinyWorld(Task):
         return _conversation([(rng.choice(forms).format(w=word), answer)], expected=answer)
 
     def _multiple_choice(self, index, rng):
+        """In half of the training conversations, further questions are asked about the same choices."""
         fact, turn = self._fact(index)
         options = world.choices(fact, rng)
         letter = "ABCD"[options.index(fact.answer)]
         asked = skills.multiple_choice(self._question(fact, index // 3 + turn, rng), options)
-        return _conversation([(asked, letter)], expected=letter)
+        pairs = [(asked, letter)]
+        if self.split == "train" and rng.random() < 0.5:
+            others = [one for one in self.facts if one.relation == fact.relation and one.answer in options]
+            for other in rng.sample(others, min(len(others), 3)):
+                pairs.append((text.question(other, rng), "ABCD"[options.index(other.answer)]))
+        return _conversation(pairs, expected=letter)
 
     def _stories(self, index, rng):
         told = skills.story(rng, rng.randint(3, 6), past=rng.random() < 0.2)

@@ -33,8 +33,9 @@ def make_world(folder):
     """Makes `folder` the artifact root while the generator lives; in it a corpus with token files and a model `d2`."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_BASE_DIR", str(folder))
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "NANOCHAT_DTYPE"):
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
             patch.delenv(name, raising=False)
+        patch.setenv("NANOCHAT_DTYPE", "float32")  # ranks and device batches are compared to its last bits
         patch.setattr(chat_sft, "TINY", TINY)
         tinyworld.write_corpus(paths.corpus_dir("tinyworld"), 1, 0.3, 2)
         tok_train.main(tok_train.parse_args(CORPUS.split()))

@@ -164,8 +164,9 @@ def test_a_muon_step_is_the_four_steps_of_its_recipe(shape):
             assert (buffer[i] - buf).abs().max() < 1e-12 and (variance[i] - var).abs().max() < 1e-12
 
 
-def test_orthogonalization_is_float32_on_a_cpu():
-    assert orthogonalization_dtype(CPU) == torch.float32
+def test_orthogonalization_on_a_cpu_is_bfloat16_only_where_the_run_computes_in_it():
+    assert orthogonalization_dtype(CPU) == orthogonalization_dtype(CPU, torch.float16) == torch.float32
+    assert orthogonalization_dtype(CPU, torch.bfloat16) == torch.bfloat16
 
 
 # -- AdamW

@@ -69,6 +69,16 @@ def test_a_cpu_computes_in_float32_unless_told_otherwise(monkeypatch):
         compute_dtype(CPU)
 
 
+@pytest.mark.parametrize("units", [{"_is_avx512_bf16_supported"}, {"_is_amx_tile_supported"}, set()])
+def test_a_cpu_trains_in_bfloat16_where_it_multiplies_it_and_serves_in_float32(monkeypatch, units):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in units)
+    assert start("cpu").dtype == torch.float32
+    assert start("cpu", training=True).dtype == (torch.bfloat16 if units else torch.float32)
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    assert start("cpu", training=True).dtype == torch.float32
+
+
 def test_an_unknown_device_is_an_error_that_names_the_known_ones():
     with pytest.raises(SystemExit, match="'tpu'.*cuda, cpu or mps"):
         start("tpu")

@@ -122,6 +122,37 @@ def test_statements_questions_and_quizzes_deal_every_fact_before_any_comes_again
         assert {fact for _ in range(len(facts())) for fact in deck.deal(1)} == set(facts())
 
 
+def test_every_letter_asked_for_in_a_list_is_the_right_one(reading):
+    primer = list(tinyworld_documents.documents(3, 100_000, tinyworld_documents.PRIMER))
+    asked = 0
+    for part in "\n\n".join(primer).split("\n\n"):
+        lines = part.split("\n")
+        letters = dict(line[2:].split("=") for line in lines if "=" in line)
+        right = {form.format(a=a, x=x) for form in tinyworld_skills.LOOKUPS for a, x in letters.items()}
+        replies = [line for line in lines if "=" not in line]
+        assert replies and set(replies) <= right, part
+        asked += len(replies)
+    assert asked > 3000
+    topics = {
+        (tinyworld_text.fill(form, fact), fact.answer)
+        for fact in facts()
+        for form in tinyworld_text.TOPICS[fact.relation]
+    }
+    answer_to = {f"- {topic[0].lower()}{topic[1:]}?".lower(): answer for topic, answer in topics}
+    riddles = 0
+    for document in reading:
+        letters = {}
+        for line in document.split("\n"):
+            if line.startswith("- ") and "=" in line and "?" not in line:
+                name, letter = line[2:].split("=")
+                letters[name] = letter
+            asked, _, reply = line.rpartition(" ")
+            if asked.lower() in answer_to and len(reply) == 1:
+                assert letters[answer_to[asked.lower()]] == reply, document
+                riddles += 1
+    assert riddles > 5000
+
+
 # --- what the examination holds back ---
 
 
@@ -201,14 +232,14 @@ def test_the_right_letter_is_as_often_each_of_the_four():
         assert set(letters) == set("ABCD") and min(letters.values()) > 40
 
 
-def test_multiple_choice_is_rendered_as_everywhere():
+def test_a_multiple_choice_question_stands_after_its_choices():
     asked = tinyworld_skills.multiple_choice("What is the capital of France?", ["Rome", "Paris"])
     assert asked.split("\n") == [
-        "Multiple Choice question: What is the capital of France?",
+        "Multiple Choice question: respond only with the letter of the correct answer.",
         "- Rome=A",
         "- Paris=B",
         "",
-        "Respond only with the letter of the correct answer.",
+        "What is the capital of France?",
     ]
 
 
@@ -244,6 +275,8 @@ def test_the_corpus_is_whole_and_its_validation_is_not_in_training(tmp_path):
     (held_out,) = manifest["validation"]
     validation = set(texts.pop(held_out))
     train = [document for part in texts.values() for document in part]
+    primer = list(tinyworld_documents.documents(1, 1000, tinyworld_documents.PRIMER))
+    assert texts["shard_00000.parquet"][: len(primer)] == primer
     assert len(texts) == 3 and validation and len(set(train)) == len(train)
     assert not validation & set(train)
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", held_out, *texts}

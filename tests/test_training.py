@@ -20,10 +20,11 @@ from small_runs import (
     make_world,
     one_thread,
     pretrain,
+    the_tokenizer,
     torchrun,
 )
 
-from nanochat import checkpoint, paths, results
+from nanochat import batches, checkpoint, dataset, paths, results, train
 from scripts import base_train
 
 
@@ -194,6 +195,42 @@ def test_the_device_batch_does_not_change_the_steps(world):
 def test_another_seed_is_another_run(world):
     pretrain("seed", "--num-iterations 2 --seed 7")
     assert losses("seed")[0] != losses("d2")[0]
+
+
+def test_a_run_in_order_reads_the_corpus_from_its_beginning(world, monkeypatch):
+    seen = []
+    step = train.optimizer_step
+
+    def watched(model, optimizer, inputs, *args):
+        seen.append(inputs)
+        return step(model, optimizer, inputs, *args)
+
+    monkeypatch.setattr(train, "optimizer_step", watched)
+    pretrain("ordered", "--num-iterations 2 --in-order --eval-every -1")
+    files = dataset.token_files("tinyworld", the_tokenizer().fingerprint, "train")
+    rows = batches.TextRows(files, 64, the_tokenizer().bos, 512, seed=None)
+    assert torch.equal(torch.cat(seen), rows.read(0, 16)[0])
+    with pytest.raises(SystemExit, match="--resume"):
+        pretrain("ordered", "--num-iterations 4 --resume")
+
+
+def test_smear_begins_where_it_is_told(world):
+    pretrain("smear", "--num-iterations 1 --eval-every -1 --smear-init 2 --smear-lr 0.001")
+    smear = load_file(checkpoint.find("base", "smear") / "model.safetensors")["smear_lambda"]
+    assert smear.item() == pytest.approx(2, abs=0.01)
+
+
+def test_a_run_in_bfloat16_that_is_killed_and_resumed_equals_one_that_was_not(world, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
+    flags = "--num-iterations 6 --save-every 2 --eval-every -1"
+    pretrain("half", flags)
+    with monkeypatch.context() as patch:
+        kill_in_step(patch, 4)
+        with pytest.raises(Killed):
+            pretrain("half-killed", flags)
+    pretrain("half-killed", f"{flags} --resume")
+    assert_same_run("half-killed", "half")
+    assert losses("half")[-1] < losses("half")[0] - 0.5
 
 
 def test_an_epoch_ends_and_another_begins(world):
