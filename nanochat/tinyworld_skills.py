@@ -115,6 +115,7 @@ PROBLEMS = table("""
  Tell me the number for {a} + {b}. | Which number do you find for {a} + {b}? | I add {a} and {b}. What comes out?
  If I add {b} to {a}, then what number comes out? | {p} adds {a} and {b}. Which number is right?
  {p} puts {b} {g} to {a} others. How many has {p}? | Now {a} + {b}, please. | Find {a} plus {b}.
+ With {a} {g} here and {b} {g} there, what is the number of {g}?
 -:: What is {a} - {b}? | What is {a} minus {b}? | Subtract {b} from {a}. | Calculate {a} - {b}.
  How much is {a} - {b}? | How much is {a} minus {b}? | {a} - {b} = ? | Take {b} away from {a}. | What is {a} less {b}?
  {a} minus {b}? | {p} has {a} {g} and gives away {b}. How many {g} are left?
@@ -126,6 +127,7 @@ PROBLEMS = table("""
  Tell me the number for {a} - {b}. | Which number do you find for {a} - {b}? | I subtract {b} from {a}. What comes out?
  If I subtract {b} from {a}, then what number comes out? | {p} subtracts {b} from {a}. Which number is right?
  Of {a} {g}, {p} eats {b}. How many {g} remain? | Now {a} - {b}, please. | Find {a} minus {b}.
+ With {a} {g} less {b}, what is the number of {g}?
 *:: What is {a} * {b}? | What is {a} times {b}? | Multiply {a} by {b}. | Calculate {a} * {b}. | How much is {a} * {b}?
  How much is {a} times {b}? | {a} * {b} = ? | What is the product of {a} and {b}? | Please multiply {a} and {b}.
  {a} times {b}? | {p} has {a} boxes with {b} {g} each. How many {g} are there?
@@ -136,6 +138,7 @@ PROBLEMS = table("""
  Tell me the number for {a} * {b}. | Which number do you find for {a} * {b}? | I multiply {a} by {b}. What comes out?
  If I multiply {a} by {b}, then what number comes out? | {p} multiplies {a} by {b}. Which number is right?
  In {a} boxes are {b} {g} each. How many has {p}? | Now {a} * {b}, please. | Find {a} times {b}.
+ With {b} {g} in each of {a} boxes, what is the number of {g}?
 /:: What is {a} / {b}? | What is {a} divided by {b}? | Divide {a} by {b}. | Calculate {a} / {b}.
  How much is {a} / {b}? | How much is {a} divided by {b}? | {a} / {b} = ? | Please divide {a} by {b}.
  {a} divided by {b}? | {p} shares {a} {g} among {b} children. How many {g} does each child get?
@@ -146,6 +149,7 @@ PROBLEMS = table("""
  I divide {a} by {b}. What comes out? | If I divide {a} by {b}, then what number comes out?
  {p} divides {a} by {b}. Which number is right? | {b} children share {a} {g}. How many does one child get?
  Now {a} / {b}, please. | Find {a} divided by {b}.
+ With {a} {g} for {b} children, what does each of them get?
 """)
 
 # Two steps: all that SFT teaches of the hard tier. The expression stands after the bar.

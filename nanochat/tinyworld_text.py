@@ -131,7 +131,8 @@ continent:: On which continent is {s}? | Which continent is {s} in? | Where in t
  In which continent is {s}? | {s} is in which continent? | What continent is {s} part of? | Where does {s} lie?
  To which continent does {s} belong? | What continent is {s} in?
  Which continent holds the country {s}? | {s} belongs to what continent?
- Could you say on which continent {s} is? | I want to visit {s}. On which continent is it?
+ Could you say on which continent {s} is? | I want to visit {s}. On which continent is it? | {s}: which continent is it?
+ Which continent will a visitor of {s} see? | Tell me which continent {s} is in.
 language:: Which language do people speak in {s}? | What language do they speak in {s}?
  What do people speak in {s}?
  What is {s}'s language? | Which language is spoken in {s}? | In {s}, which language do people speak?
@@ -139,12 +140,13 @@ language:: Which language do people speak in {s}? | What language do they speak 
  What language is spoken in {s}?
  {s} speaks what language? | Someone from {s} speaks what?
  I want to visit {s}. What language do they speak there? | Could you say what language {s} has?
- What will I hear in {s}?
+ What will I hear in {s}? | Which language will a visitor of {s} hear? | Tell me which language {s} has.
 currency:: What money do people use in {s}? | Which currency does {s} use? | What do people pay with in {s}?
  What is {s}'s currency? | What is the money of {s} called? | In {s}, what do people pay with?
  {s} has which currency? | How do people pay in {s}? | Which money does {s} have? | Which currency is used in {s}?
  Shops in {s} take what money? | {s} pays with what money? | I want to visit {s}. What money do I need there?
- Could you say what currency {s} has?
+ Could you say what currency {s} has? | {s}: which currency is it? | Tell me which currency {s} has.
+ Which currency will a visitor of {s} need?
 symbol:: What is the chemical symbol of {s}? | Which symbol does {s} have? | What is {s}'s symbol?
  How do chemists write {s}? | What symbol stands for {s}? | Which letters stand for the element {s}?
  {s} has which symbol? | The symbol of {s} is what? | Which symbol do chemists use for {s}?
@@ -167,7 +169,7 @@ sound:: What sound does {S} make? | Which sound does the {s} make? | How does {S
  What does {S} do when it calls? | What noise does the {s} make? | Which noise comes from {S}?
  What sound do we hear from the {s}? | How does the {s} call? | What can we hear from {S}? | {S} makes which sound?
  {S} makes what sound? | What sound will {S} make? | We meet {S}. What sound does it make?
- Could you say what sound the {s} makes?
+ Could you say what sound the {s} makes? | What sort of sound comes from the {s}? | Which kind of sound has {S}?
 month_after:: Which month comes after {s}? | What month comes next after {s}? | What comes after {s}?
  After {s}, which month comes? | Which month follows {s}? | {s} is over. Which month is it now?
  When {s} ends, which month begins? | What month is after {s}?
