@@ -148,6 +148,13 @@ def check_resumable(folder: Path, meta: dict, **wanted) -> None:
             )
 
 
+def tell_dtype(meta: dict, runtime: Runtime) -> None:
+    """One line when a run goes on in another compute dtype than its checkpoint was trained in."""
+    before, now = meta.get("dtype", "float32"), str(runtime.dtype).removeprefix("torch.")
+    if before != now:
+        runtime.print(f"trained in {before} so far, going on in {now}; NANOCHAT_DTYPE={before} keeps it")
+
+
 def load_weights(folder: Path, model: GPT) -> None:
     path = folder / "model.safetensors"
     try:

@@ -195,7 +195,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int = 42) -> None:
-        """Every parameter gets its first value here, whatever lay in its memory before; same values on every device."""
+        """Every parameter gets a first value here, whatever lay in its memory before; same values on every device."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(weight, std):

@@ -78,10 +78,10 @@ def param_groups(
 
 
 def orthogonalization_dtype(device: torch.device, compute_dtype: torch.dtype = torch.float32) -> torch.dtype:
-    """bfloat16 on GPUs that multiply it fast, and on a CPU when the run computes in it; float32 elsewhere: a CPU
-    without bf16 units is 100 times slower with it. Never float16, whose range the iteration leaves."""
-    fast = compute_dtype == torch.bfloat16 if device.type == "cpu" else multiplies_bfloat16(device)
-    return torch.bfloat16 if fast else torch.float32
+    """bfloat16 on devices that multiply it fast, on a CPU only when the run computes in it too; float32 elsewhere: a
+    CPU without bf16 units is 100 times slower with it. Never float16, whose range the iteration leaves."""
+    wanted = device.type == "cuda" or compute_dtype == torch.bfloat16
+    return torch.bfloat16 if wanted and multiplies_bfloat16(device) else torch.float32
 
 
 class MuonAdamW:

@@ -143,8 +143,8 @@ def compute_dtype(device: torch.device, training: bool = False) -> torch.dtype:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has units for bfloat16 products: GPUs of compute capability 8.0 and later; CPUs with AMX or
-    AVX-512 BF16, which multiply it 3 to 10 times faster than float32. Any other CPU is far slower with it."""
+    """Whether the device has units for bfloat16 products: GPUs of compute capability 8.0 and later; x86 CPUs with AMX
+    or AVX-512 BF16 (3 to 5 times the rate of float32 where measured, dev/LOG.md). Other CPUs count as without."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

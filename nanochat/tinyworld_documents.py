@@ -250,8 +250,9 @@ def _lookup(world: World) -> str:
 
 
 def _riddles(world: World) -> str:
-    """Lists with letters, each choice then asked for by what it is: recalling and looking up in one step. One form and
-    many questions to a list: so it is learned in a few hundred steps; in many forms it is not."""
+    """Lists with letters, most choices then asked for by what they are: recalling and looking up in one step. One form
+    and many questions to a list: so it is learned in a few hundred steps; in many forms it was half learned in 1,800.
+    """
     rng, parts = world.rng, []
     for _ in range(2):
         (relation,) = world.relations.deal(1)
@@ -420,8 +421,8 @@ SHARES: tuple[tuple[float, tuple[Callable[[World], str], ...]], ...] = (
 )
 
 
-# What a run reads first. Looking things up forms within a hundred small steps of nothing else and then stays; diluted
-# by everything else from the beginning, it does not form in ten times as many.
+# What a run reads first. Looking things up forms within a hundred small steps of nothing else and then stays; as a
+# fifth of the usual text it had not formed after five hundred (dev/LOG.md, 2026-11-25).
 PRIMER = ((1.0, (_lookup,)),)
 
 

@@ -128,9 +128,6 @@ detect_hardware() {
   else MACHINE="$MACHINE, no NVIDIA GPU"; fi
 }
 
-# Has the CPU units for bfloat16 products? Training on it then takes a third of the time. (The same in runtime.py.)
-multiplies_bfloat16() { grep -q -w -e avx512_bf16 -e amx_tile /proc/cpuinfo 2>/dev/null; }
-
 # Free gigabytes where a folder is, or will be.
 free_gb() {
   local folder=$1

@@ -47,15 +47,15 @@ def parse_args(argv=None):
     add("--matrix-lr", type=float, default=0.02)
     add("--scalar-lr", type=float, default=0.5)
     add("--smear-lr", type=float, default=0.2, help="of smear and backout; never scaled")
-    add("--smear-init", type=float, default=0.0, help="first scale of smear; 2: short runs learn to look things up")
+    add("--smear-init", type=float, default=0.0, help="first scale of smear; at 2 short runs learn to look things up")
     add("--weight-decay", type=float, default=0.28, help="of Muon")
     add("--no-scaling", action="store_true", help="take rates and weight decay as given, whatever batch and horizon")
     add("--warmup-steps", type=int, default=40)
     add("--warmdown-ratio", type=float, default=0.65)
     add("--final-lr-frac", type=float, default=0.05)
     add("--momentum-ramp-steps", type=int, default=400)
-    add("--seed", type=int, default=42, help="of the first weights and the order of the rows")
-    add("--in-order", action="store_true", help="read the corpus as it lies on disk, for one whose order teaches")
+    add("--seed", type=int, default=42, help="of the first weights, and of the order of the rows without --in-order")
+    add("--in-order", action="store_true", help="read the shards in order, not shuffled")
     add("--fp8", action="store_true", help="matrix products in fp8 (Hopper and later)")
     add("--fp8-recipe", default="tensorwise", choices=["tensorwise"])
     add("--compile", type=int, default=-1, choices=[-1, 0, 1], help="torch.compile (-1: on GPUs)")
@@ -118,6 +118,7 @@ def pretrain(args, machine):
     }
     if resumed:
         checkpoint.check_resumable(resumed, meta, **identity)
+        checkpoint.tell_dtype(meta, machine)
         files = pinned(files, meta["shards"])
     batches.pack_shards(files, T, machine)
     rows = batches.TextRows(files, T, tokenizer.bos, tokenizer.vocab_size, order_seed)
@@ -193,6 +194,7 @@ def pretrain(args, machine):
             "tag": args.model_tag,
             **identity,
             "corpus": args.corpus,
+            "dtype": str(machine.dtype).removeprefix("torch."),
             "flags": vars(args),
             "plan": the_plan.as_dict(),
             "device_batch_size": device_batch_size,

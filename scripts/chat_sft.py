@@ -29,7 +29,7 @@ TINY = {
     "arithmetic": 6000,
     "arithmetic_hard": 250,
     "counting": 2000,
-    "spelling": 800,
+    "spelling": 1500,
     "multiple_choice": 5000,
     "stories": 2500,
     "smalltalk": 500,
@@ -136,6 +136,7 @@ def teach(args, machine):
     meta = checkpoint.read_meta(resumed) if resumed else {}
     if resumed:
         checkpoint.check_resumable(resumed, meta, **identity)
+        checkpoint.tell_dtype(meta, machine)
     progress = Progress(**meta.get("progress", {}))
     first_step = progress.step
 
@@ -198,6 +199,7 @@ def teach(args, machine):
             "tag": tag,
             **identity,
             "corpus": base_meta["corpus"],
+            "dtype": str(machine.dtype).removeprefix("torch."),
             "flags": vars(args),
             "base_step": base_meta["step"],
             "device_batch_size": device_batch_size,

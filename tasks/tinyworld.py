@@ -224,7 +224,8 @@ class TinyWorld(Task):
         asked = skills.multiple_choice(self._question(fact, index // 3 + turn, rng), options)
         pairs = [(asked, letter)]
         if self.split == "train" and rng.random() < 0.5:
-            others = [one for one in self.facts if one.relation == fact.relation and one.answer in options]
+            same = [one for one in self.facts if one.relation == fact.relation and one is not fact]
+            others = [one for one in same if one.answer in options]
             for other in rng.sample(others, min(len(others), 3)):
                 pairs.append((text.question(other, rng), "ABCD"[options.index(other.answer)]))
         return _conversation(pairs, expected=letter)

@@ -164,9 +164,12 @@ def test_a_muon_step_is_the_four_steps_of_its_recipe(shape):
             assert (buffer[i] - buf).abs().max() < 1e-12 and (variance[i] - var).abs().max() < 1e-12
 
 
-def test_orthogonalization_on_a_cpu_is_bfloat16_only_where_the_run_computes_in_it():
+@pytest.mark.parametrize("units", [True, False])
+def test_orthogonalization_on_a_cpu_is_bfloat16_only_where_it_is_fast_and_the_run_computes_in_it(monkeypatch, units):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert orthogonalization_dtype(CPU) == orthogonalization_dtype(CPU, torch.float16) == torch.float32
-    assert orthogonalization_dtype(CPU, torch.bfloat16) == torch.bfloat16
+    assert orthogonalization_dtype(CPU, torch.bfloat16) == (torch.bfloat16 if units else torch.float32)
 
 
 # -- AdamW

@@ -231,6 +231,28 @@ def test_a_run_in_bfloat16_that_is_killed_and_resumed_equals_one_that_was_not(wo
     pretrain("half-killed", f"{flags} --resume")
     assert_same_run("half-killed", "half")
     assert losses("half")[-1] < losses("half")[0] - 0.5
+    weights = load_file(checkpoint.find("base", "half") / "model.safetensors")
+    assert weights["transformer.wte.weight"].dtype == torch.bfloat16
+    assert weights["lm_head.weight"].dtype == torch.float32
+
+
+def test_training_asks_for_the_dtype_of_training_and_says_when_it_changes(world, monkeypatch, capsys):
+    monkeypatch.delenv("NANOCHAT_DTYPE")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    pretrain("native", "--num-iterations 2 --save-every 1 --eval-every -1")
+    assert results.read("native", "base_train")["environment"]["dtype"] == "bfloat16"
+    assert "going on in" not in capsys.readouterr().out
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    pretrain("native", "--num-iterations 2 --eval-every -1 --resume-from-step 1")
+    assert "NANOCHAT_DTYPE=bfloat16 keeps it" in capsys.readouterr().out
+
+
+def test_two_ranks_train_in_bfloat16(world, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "bfloat16")
+    flags = f"{BASE} {GENTLE} --num-iterations 4 --eval-every -1 --model-tag".split()
+    torchrun("-m", "scripts.base_train", "--", *flags, "half-ranks")
+    base_train.main(base_train.parse_args([*flags, "half-rank"]))
+    assert losses("half-ranks") == pytest.approx(losses("half-rank"), rel=0.01)
 
 
 def test_an_epoch_ends_and_another_begins(world):
