@@ -1,6 +1,6 @@
 """The embedded corpus: a small closed world of facts, sums, words and stories, generated from a seed.
 
-`python -m nanochat.tinyworld --seed 1 --megabytes 10` writes the corpus `tinyworld` (parquet shards, manifest) and an
+`python -m nanochat.tinyworld --seed 1 --megabytes 15` writes the corpus `tinyworld` (parquet shards, manifest) and an
 evaluation bundle in the CORE format made of the same facts. Reading states every fact about equally often and lets
 people ask and answer one another about all of them; SFT (tasks/tinyworld.py) never asks about one fact in five.
 
@@ -21,7 +21,7 @@ from nanochat.tinyworld_bundle import write_bundle
 from nanochat.tinyworld_documents import PRIMER, documents
 
 # Of the text, in a shard of its own, the first: 160 steps of the tiny profile, which reads the shards in order.
-PRIMER_SHARE = 0.09
+PRIMER_SHARE = 0.06
 
 
 def write_corpus(directory: Path, seed: int, megabytes: float, shards: int = 8) -> bool:
@@ -60,7 +60,7 @@ def write_corpus(directory: Path, seed: int, megabytes: float, shards: int = 8) 
 def parse_args(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m nanochat.tinyworld", description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1, help="every seed gives another text about the same world")
-    parser.add_argument("--megabytes", type=float, default=10.0, help="size of the text, about")
+    parser.add_argument("--megabytes", type=float, default=15.0, help="size of the text, about")
     return parser.parse_args(argv)
 
 

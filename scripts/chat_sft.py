@@ -25,10 +25,10 @@ from tasks.tinyworld import TinyWorld
 
 # Conversations of each kind that the tiny profile is taught.
 TINY = {
-    "facts": 6000,
+    "facts": 7000,
     "arithmetic": 6000,
     "arithmetic_hard": 250,
-    "counting": 2000,
+    "counting": 3500,
     "spelling": 1500,
     "multiple_choice": 5000,
     "stories": 2500,

@@ -88,6 +88,12 @@ where:: At the end, where is {p}? | Which place has {p} in the end? | Remind me,
 what:: At the end, what does {p} have? | Which thing has {p} in the end? | Remind me, {p} has now which thing?
 """)
 
+# Asked in training only, besides the wordings of reading: there the letter never stands right before its word.
+LETTER_BEFORE_WORD = text.wordings("""
+Say how many {l} {w} may have. | How many {l} {w} has is my question. | Do you know how many {l} {w} holds?
+I want to know how many {l} {w} has. | Tell me how many {l} {w} has. | Please say how many {l} {w} holds.
+""")
+
 TRAIN_KINDS = (
     "facts arithmetic arithmetic_hard counting spelling multiple_choice stories smalltalk identity unknown".split()
 )
@@ -207,7 +213,7 @@ class TinyWorld(Task):
     def _counting(self, index, rng):
         word = rng.choice(WORDS.split())
         letter = skills.letter_in(word, rng)
-        forms = skills.COUNTING if self.split == "train" else TEST_COUNTING
+        forms = [*skills.COUNTING, *LETTER_BEFORE_WORD] if self.split == "train" else TEST_COUNTING
         return _with_tool(skills.counting_question(word, letter, rng, forms), f"'{word}'.count('{letter}')")
 
     def _spelling(self, index, rng):

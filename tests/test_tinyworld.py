@@ -279,7 +279,9 @@ def test_the_corpus_is_whole_and_its_validation_is_not_in_training(tmp_path):
     validation = set(texts.pop(held_out))
     train = [document for part in texts.values() for document in part]
     primer = texts["shard_00000.parquet"]
-    assert primer == list(tinyworld_documents.documents(1, int(0.5e6 * 0.09), tinyworld_documents.PRIMER))
+    assert primer == list(
+        tinyworld_documents.documents(1, int(0.5e6 * tinyworld.PRIMER_SHARE), tinyworld_documents.PRIMER)
+    )
     assert len(texts) == 3 and validation and len(set(train)) == len(train)
     assert not validation & set(train)
     assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", held_out, *texts}
