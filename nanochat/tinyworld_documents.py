@@ -421,7 +421,7 @@ SHARES: tuple[tuple[float, tuple[Callable[[World], str], ...]], ...] = (
 )
 
 
-# What a run reads first. Looking things up forms within a hundred small steps of nothing else and then stays; as a
+# What a run reads first. Looking things up forms within 120 small steps of nothing else and then stays; as a
 # fifth of the usual text it had not formed after five hundred (dev/LOG.md, 2026-11-25).
 PRIMER = ((1.0, (_lookup,)),)
 
