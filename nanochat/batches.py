@@ -242,30 +242,6 @@ def render_conversations(conversations, tokenizer, sequence_len: int, runtime: R
 # -- steps
 
 
-def split_batch(total_batch_size: int, sequence_len: int, device_batch_size: int, runtime: Runtime) -> tuple[int, int]:
-    """(rows of a step over all ranks, rows on a device at once) from a batch in tokens.
-
-    The device batch is lowered to a rank's share where that is smaller. ValueError, naming the nearest batches, when a
-    step does not divide among ranks and device batches.
-    """
-    if min(total_batch_size, sequence_len, device_batch_size) < 1:
-        raise ValueError(
-            f"batch {total_batch_size}, sequence length {sequence_len}, device batch {device_batch_size}: "
-            "each must be 1 or more (--total-batch-size, --max-seq-len, --device-batch-size)"
-        )
-    rows, rest = divmod(total_batch_size, sequence_len)
-    device_batch_size = min(device_batch_size, max(1, rows // runtime.world_size))
-    unit = device_batch_size * runtime.world_size
-    if rest or not rows or rows % unit:
-        tokens = unit * sequence_len
-        nearest = [n for n in (total_batch_size // tokens * tokens, -(-total_batch_size // tokens) * tokens) if n]
-        raise ValueError(
-            f"--total-batch-size {total_batch_size} does not divide by {runtime.world_size} ranks x device batch "
-            f"{device_batch_size} x {sequence_len} tokens; the nearest that do: {' or '.join(map(str, nearest))}"
-        )
-    return rows, device_batch_size
-
-
 def read_steps(rows, first_step: int, rows_per_step: int, runtime: Runtime) -> Iterator[tuple]:
     """This rank's (inputs, targets) of each step from first_step on, for ever, on the device. A thread reads ahead."""
     share = rows_per_step // runtime.world_size

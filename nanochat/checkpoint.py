@@ -3,22 +3,20 @@
     <base>/base_checkpoints/<tag>/step_000450/
         model.safetensors
         optim_00000.safetensors ...   one a rank that wrote it; keys are name:state:first row:rows of the whole
-        meta.json                     config, flags, metrics, position in the data
+        meta.json                     config, plan, flags, progress, position in the data, RNG states, environment
 
-Everything is written into a hidden folder, flushed, and renamed. Optimizer state is read back by slices, so that a run
-can go on with another number of ranks.
+This file finds and reads them; saver.py writes them. Optimizer state is read back by slices, so that a run can go on
+with another number of ranks.
 """
 
 import itertools
 import json
-import os
 import re
-import shutil
 import time
 from pathlib import Path
 
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from nanochat import paths
 from nanochat.gpt import GPT, GPTConfig, build_model
@@ -35,40 +33,8 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, unreadable, or does not fit."""
 
 
-def save_checkpoint(folder: Path, step: int, model: GPT, optimizer: MuonAdamW | None, meta: dict, runtime: Runtime):
-    """Write step `step` under `folder` (checkpoint_dir(stage, tag)). All ranks call it; meta is rank 0's."""
-    final = folder / f"step_{step:06d}"
-    partial = folder / f".step_{step:06d}.partial"
-    if runtime.is_main:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    runtime.barrier()
-    if optimizer is not None:
-        tensors = {
-            f"{name}:{key}:{first}:{whole}": tensor.contiguous()
-            for name, states in optimizer.state_shares().items()
-            for key, (tensor, first, whole) in states.items()
-        }
-        save_file(tensors, partial / f"optim_{runtime.rank:05d}.safetensors")
-    runtime.barrier()
-    if runtime.is_main:
-        save_file(
-            {name: p.detach().contiguous() for name, p in model.named_parameters()}, partial / "model.safetensors"
-        )
-        meta = {"format_version": FORMAT_VERSION, "step": step, **meta}
-        if optimizer is not None:
-            meta["optimizer_steps"] = optimizer.steps
-        (partial / "meta.json").write_text(json.dumps(meta, indent=1))
-        for file in partial.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-        older = folder / f".step_{step:06d}.older"
-        shutil.rmtree(older, ignore_errors=True)
-        if final.exists():
-            final.rename(older)
-        partial.rename(final)
-        shutil.rmtree(older, ignore_errors=True)
-    runtime.barrier()
+def step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:06d}"
 
 
 def list_steps(folder: Path) -> list[int]:
@@ -98,7 +64,7 @@ def find(source: str, tag: str | None = None, step: int | None = None) -> Path:
         step = steps[-1]
     if step not in steps:
         raise CheckpointError(f"{folder} has no step {step}; it has: {', '.join(map(str, steps))}")
-    return folder / f"step_{step:06d}"
+    return step_folder(folder, step)
 
 
 def find_resume(source: str, tag: str, newest: bool, step: int = -1) -> Path | None:
@@ -108,15 +74,23 @@ def find_resume(source: str, tag: str, newest: bool, step: int = -1) -> Path | N
     return find(source, tag, step)
 
 
-def set_aside(folder: Path, runtime: Runtime) -> None:
-    """Make room for a fresh run: an older model of the same tag is renamed, so that nobody resumes from it by mistake
-    and nothing is lost."""
-    if runtime.is_main and list_steps(folder):
+def set_aside(folder: Path, runtime: Runtime, after: int = -1) -> None:
+    """Make room for a run: checkpoints later than step `after` (-1: all) move to a folder beside, so that nobody
+    resumes from them by mistake and nothing is lost."""
+    later = [step for step in list_steps(folder) if step > after]
+    runtime.barrier()
+    if runtime.is_main and later:
         moment = time.strftime("%Y%m%d-%H%M%S")
         names = (f"{folder.name}{ASIDE}{moment}-{n}" for n in itertools.count(1))
         aside = next(path for path in map(folder.with_name, names) if not path.exists())
-        folder.rename(aside)
-        runtime.print(f"an older model has the tag {folder.name}: moved to {aside}")
+        if after == -1:
+            folder.rename(aside)
+        else:
+            aside.mkdir()
+            for step in later:
+                step_folder(folder, step).rename(step_folder(aside, step))
+        what = "an older model has" if after == -1 else f"steps {', '.join(map(str, later))} were made with"
+        runtime.print(f"{what} the tag {folder.name}: moved to {aside}")
     runtime.barrier()
 
 
@@ -153,6 +127,14 @@ def tell_dtype(meta: dict, runtime: Runtime) -> None:
     before, now = meta.get("dtype", "float32"), str(runtime.dtype).removeprefix("torch.")
     if before != now:
         runtime.print(f"trained in {before} so far, going on in {now}; NANOCHAT_DTYPE={before} keeps it")
+
+
+def restore_rng(meta: dict, runtime: Runtime) -> None:
+    """The generators of torch as they stood on this rank, or on the first one where the run had fewer ranks. nanochat
+    draws nothing from them while it trains; what you add may."""
+    states = meta.get("rng")
+    if states:
+        runtime.set_rng_state(states[runtime.rank if runtime.rank < len(states) else 0])
 
 
 def load_weights(folder: Path, model: GPT) -> None:

@@ -149,12 +149,17 @@ class MuonAdamW:
         return self.world_size == 1 or parameter.numel() < SMALL
 
     def _rows(self, tensor):
-        """This rank's rows of an AdamW tensor."""
+        """This rank's rows of an AdamW tensor: the same number on every rank, but fewer or none on the last ones where
+        they do not divide."""
         if self._is_whole(tensor):
             return tensor
-        if tensor.size(0) % self.world_size:
-            raise ValueError(f"{tensor.size(0)} rows of a table do not divide by {self.world_size} ranks")
-        return tensor.chunk(self.world_size)[self.rank]
+        count = -(-tensor.size(0) // self.world_size)
+        return tensor[self.rank * count : (self.rank + 1) * count]
+
+    def _padded(self, tensor, num_rows):
+        """The tensor with rows of zeros added: collectives want equal shares."""
+        missing = num_rows - tensor.size(0)
+        return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor.contiguous()
 
     def _reduce_adamw(self, parameter):
         grad = parameter.grad
@@ -162,8 +167,9 @@ class MuonAdamW:
             return grad, None
         if self._is_whole(parameter):
             return grad, _Average(dist.all_reduce(grad, async_op=True), grad, self.world_size)
-        share = torch.empty_like(self._rows(grad))
-        work = reduce_scatter(share, grad.contiguous(), async_op=True)
+        count = -(-grad.size(0) // self.world_size)
+        share = grad.new_empty(count, *grad.shape[1:])
+        work = reduce_scatter(share, self._padded(grad, count * self.world_size), async_op=True)
         return share, _Average(work, share, self.world_size)
 
     def _adamw(self, group, name, parameter, grad):
@@ -171,7 +177,7 @@ class MuonAdamW:
         state = self.state[name]
         adamw_update(
             weight,
-            grad,
+            grad[: weight.size(0)],
             state["exp_avg"],
             state["exp_avg_sq"],
             self.steps,
@@ -181,7 +187,12 @@ class MuonAdamW:
         )
         if self._is_whole(parameter):
             return None
-        return all_gather(parameter.detach(), weight.clone(), async_op=True), lambda: None
+        if parameter.size(0) == grad.size(0) * self.world_size:
+            return all_gather(parameter.detach(), weight.clone(), async_op=True), lambda: None
+        share = self._padded(weight, grad.size(0))
+        whole = parameter.new_empty(grad.size(0) * self.world_size, *parameter.shape[1:])
+        work = all_gather(whole, share, async_op=True)
+        return work, lambda: parameter.detach().copy_(whole[: parameter.size(0)])
 
     # -- Muon: the matrices of one shape as a stack
 
@@ -250,7 +261,7 @@ class MuonAdamW:
                     continue
                 sharded = group["kind"] == "adamw" and not self._is_whole(parameter)
                 rows = parameter.size(0)
-                first = self.rank * (rows // self.world_size) if sharded else 0
+                first = min(rows, self.rank * -(-rows // self.world_size)) if sharded else 0
                 whole = {key: rows if sharded else value.size(0) for key, value in self.state[name].items()}
                 shares[name] = {key: (value, first, whole[key]) for key, value in self.state[name].items()}
         return shares

@@ -1,11 +1,15 @@
 """The sink of numbers: JSON lines per step, one JSON per stage, a live line, wandb when asked. Machines read these."""
 
+import io
 import json
+import mmap
+import os
 import platform
 import shutil
 import sys
 import time
 from datetime import datetime, timezone
+from pathlib import Path
 
 import torch
 
@@ -26,32 +30,42 @@ class Results:
         run: str = "dummy",
         config: dict | None = None,
         project: str = "nanochat",
-        resume_step: int | None = None,
+        resume_step: int = -1,
+        wandb_id: str | None = None,
     ):
         self.stage, self.tag, self.runtime, self.config = stage, tag, runtime, config or {}
         self.started = time.time()
         self.folder = paths.results_dir(tag)
         self.lines = None
+        self.full_disk = False
         self.wandb = None
         if not runtime.is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{stage}.jsonl"
-        if resume_step is None:
+        if resume_step == -1:
             log.unlink(missing_ok=True)
-        elif log.exists():  # steps after the checkpoint are about to be made again
-            kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _precedes(line, resume_step)]
-            partial = log.with_name(log.name + ".partial")
-            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            partial.replace(log)
+        elif log.exists():
+            cut(log, resume_step)
         self.lines = open(log, "a", buffering=1, encoding="utf-8")
         if run != "dummy":
-            self.wandb = start_wandb(project, run, self.config)
+            self.wandb = start_wandb(project, run, self.config, wandb_id)
+
+    @property
+    def wandb_id(self) -> str | None:
+        """By which a resumed run goes on in the same curves."""
+        return getattr(self.wandb, "id", None)
 
     def log(self, step: int, values: dict) -> None:
         """values: wandb's key -> number."""
         if self.lines:
-            self.lines.write(json.dumps({"step": step, **values}) + "\n")
+            try:
+                self.lines.write(json.dumps({"step": step, **values}) + "\n")
+                self.full_disk = False
+            except OSError as error:  # what was written stays in the buffer, and goes out when there is room again
+                if not self.full_disk:
+                    print(f"WARNING: the log {self.lines.name} cannot be written: {error}", flush=True)
+                self.full_disk = True
         self._to_wandb("log", {"step": step, **values})
 
     def finish(self, summary: dict) -> None:
@@ -74,11 +88,26 @@ class Results:
                 self.wandb = None
 
 
-def _precedes(line: str, step: int) -> bool:
+def cut(log: Path, step: int) -> None:
+    """Drop the lines of steps that are about to be made again: from the end, so that a long log costs no more."""
+    with open(log, "r+b") as file:
+        end = os.path.getsize(log)
+        with mmap.mmap(file.fileno(), 0) if end else io.BytesIO() as text:
+            while end:
+                begin = text.rfind(b"\n", 0, end - 1) + 1
+                if _precedes(text[begin:end], step):
+                    break
+                end = begin
+        file.truncate(end)
+
+
+def _precedes(line: bytes, step: int) -> bool:
     """Whether a logged line belongs to what a checkpoint of `step` has seen: its bits per byte, but nothing later."""
     try:
-        values = json.loads(line)
-    except ValueError:  # the kill tore it
+        values = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        values = None
+    if values is None:  # torn by a kill or a full disk
         return False
     return values["step"] < step or (values["step"] == step and "val/bpb" in values)
 
@@ -108,13 +137,15 @@ def environment(runtime: Runtime) -> dict:
     }
 
 
-def start_wandb(project: str, run: str, config: dict):
-    """A wandb run, or None with one line that says why: a training never dies of its dashboard."""
+def start_wandb(project: str, run: str, config: dict, run_id: str | None = None):
+    """A wandb run, or None with one line that says why: a training never dies of its dashboard. run_id: of the run that
+    goes on."""
     try:
         import wandb
 
         mode = None if wandb.api.api_key else "offline"  # without a key it would stop and ask
-        return wandb.init(project=project, name=run, config=config, mode=mode)
+        again = {"id": run_id, "resume": "allow"} if run_id else {}
+        return wandb.init(project=project, name=run, config=config, mode=mode, **again)
     except Exception as error:  # not installed, not logged in, offline, refused: all the same to the training
         print(f"wandb is off: {type(error).__name__}: {first_line(error)}", flush=True)
         return None

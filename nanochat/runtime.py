@@ -1,7 +1,9 @@
 """The machine that a command runs on: device, compute dtype, ranks; and how its processes talk to each other."""
 
+import base64
 import datetime
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
 
@@ -86,6 +88,27 @@ class Runtime:
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
+    def rng_state(self) -> dict[str, str]:
+        """torch's generators on this rank, in base64."""
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state()
+        return {name: base64.b64encode(bytes(state.tolist())).decode() for name, state in states.items()}
+
+    def set_rng_state(self, states: dict[str, str]) -> None:
+        tensors = {name: torch.tensor(list(base64.b64decode(text)), dtype=torch.uint8) for name, text in states.items()}
+        torch.set_rng_state(tensors["cpu"])
+        if self.device.type == "cuda" and "cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["cuda"])
+
+    def free_memory(self) -> int:
+        """Bytes that a run may take: what is free on the GPU; elsewhere half of the machine's memory."""
+        if self.device.type == "cuda":
+            return torch.cuda.mem_get_info()[0]
+        if self.device.type == "mps":
+            return torch.mps.recommended_max_memory()
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
     def peak_memory(self) -> int:
         """Bytes: of the GPU where there is one, else of the process."""
         if self.device.type == "cuda":
@@ -96,6 +119,31 @@ class Runtime:
             return 0
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return kilobytes if os.uname().sysname == "Darwin" else kilobytes * 1024
+
+
+class StopSignals:
+    """`with StopSignals() as signals`: SIGTERM, SIGINT and SIGUSR1 are only remembered, in signals.received, so that
+    a run can save first. A second SIGINT ends the process at once."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+
+    def __enter__(self):
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        self.before = {number: signal.signal(number, self._remember) for number in numbers}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number, frame):
+        if self.received is None:
+            self.received = signal.Signals(number)
+            # print() may be under way where the signal struck, and would refuse
+            os.write(2, f"\n{self.received.name}: this step, then saving (Ctrl-C: at once, unsaved)\n".encode())
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def start(device_type: str = "", training: bool = False) -> Runtime:

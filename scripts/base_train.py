@@ -8,17 +8,18 @@ import argparse
 
 import torch
 
-from nanochat import batches, checkpoint, dataset, fp8, paths, results, runtime, schedules
+from nanochat import batches, checkpoint, dataset, fp8, memory, paths, results, runtime, saver, schedules
 from nanochat.bpb import bits_per_byte
 from nanochat.core_bundle import find_bundle
 from nanochat.core_eval import evaluate_core
 from nanochat.download import DownloadError
 from nanochat.gpt import build_model
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
+from nanochat.progress import Progress, is_due, summary
 from nanochat.samples import prompted
 from nanochat.scaling import REFERENCE_DEPTH, model_config, plan
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import Progress, compiled, is_due, summary, train
+from nanochat.train import compiled, train, will_compile
 
 
 def parse_args(argv=None):
@@ -40,7 +41,7 @@ def parse_args(argv=None):
     add("--target-flops", type=float, default=-1, help="train for this many FLOPs")
     add("--target-param-data-ratio", type=float, default=10.5, help="tokens per scaling parameter")
     # optimization
-    add("--device-batch-size", type=int, default=32, help="rows on a device at once; lower it when memory runs out")
+    add("--device-batch-size", type=memory.row_count, help="rows at once, or auto (default: auto on GPUs, else 32)")
     add("--total-batch-size", type=int, default=-1, help="tokens a step (-1: by the scaling rule)")
     add("--embedding-lr", type=float, default=0.3)
     add("--unembedding-lr", type=float, default=0.008)
@@ -66,19 +67,16 @@ def parse_args(argv=None):
     add("--core-metric-max-per-task", type=int, default=500)
     add("--bundle", default="eval_bundle", help="name or path of the CORE bundle")
     add("--sample-every", type=int, default=2000, help="steps between samples (-1: never)")
-    add("--save-every", type=int, default=-1, help="steps between checkpoints (-1: only at the end)")
-    add("--resume", action="store_true", help="go on from the newest checkpoint of this tag, or start")
-    add("--resume-from-step", type=int, default=-1, help="go on from this checkpoint")
     add("--model-tag", default="", help="name of the model (default: d<depth>)")
+    saver.add_flags(parser)
     args = parser.parse_args(argv)
-    for name in ("depth", "aspect_ratio", "head_dim", "max_seq_len", "device_batch_size"):
+    for name in ("depth", "aspect_ratio", "head_dim", "max_seq_len"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more")
     for name in ("num_iterations", "total_batch_size"):
         if getattr(args, name) != -1 and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more, or -1")
-    if args.resume and args.resume_from_step != -1:
-        parser.error("--resume takes the newest checkpoint, --resume-from-step a given one: choose one of them")
+    saver.check_flags(parser, args)
     args.model_tag = args.model_tag or f"d{args.depth}"
     return args
 
@@ -98,14 +96,15 @@ def pretrain(args, machine):
     tokenizer = Tokenizer.load(paths.tokenizer_dir(tokenizer_name))
     config, the_plan = shape_and_plan(args, tokenizer.vocab_size)
     T, num_iterations = config.sequence_len, the_plan.num_iterations
-    rows_per_step, device_batch_size = batches.split_batch(
-        the_plan.total_batch_size, T, args.device_batch_size, machine
-    )
+    compiles = will_compile(args.compile, machine.device)
+    at_once = memory.choose_rows(args.device_batch_size, config, T, machine, compiles, default=32)
+    rows_per_step, device_batch = memory.split_batch(the_plan.total_batch_size, T, at_once, machine)
     folder = paths.checkpoint_dir("base", args.model_tag)
     resumed = checkpoint.find_resume("base", args.model_tag, args.resume, args.resume_from_step)
     meta = checkpoint.read_meta(resumed) if resumed else {}
     progress = Progress(**meta.get("progress", {}))
     first_step = progress.step
+    resume_step = first_step if resumed else -1
     order_seed = None if args.in_order else args.seed
 
     files = dataset.token_files(
@@ -134,14 +133,15 @@ def pretrain(args, machine):
     if resumed:
         checkpoint.load_weights(resumed, model)
         checkpoint.load_optimizer(resumed, optimizer)
+        checkpoint.restore_rng(meta, machine)
     counts = model.counts()
     machine.print(
         f"{args.model_tag}: {config.n_layer} layers, width {config.n_embd}, {config.n_head} heads, T {T}, vocabulary "
         f"{config.vocab_size}; {counts['total']:,} parameters\n"
         f"{num_iterations:,} steps of {the_plan.total_batch_size:,} tokens = {the_plan.tokens:,} tokens, "
         f"{the_plan.tokens / T / rows.num_rows:.2f} epochs of {len(files)} shards, {the_plan.total_flops:.2e} FLOPs\n"
-        f"{runtime.device_name(machine.device)} x {machine.world_size}, {machine.dtype}, "
-        f"attention {model.attention_backend}" + (f"; going on at step {first_step}" if resumed else "")
+        f"{runtime.device_name(machine.device)} x {machine.world_size}, {machine.dtype}, {device_batch.rows} rows "
+        f"at once, attention {model.attention_backend}" + (f"; going on at step {first_step}" if resumed else "")
     )
     if args.fp8:
         if fp8.available(machine):
@@ -149,12 +149,11 @@ def pretrain(args, machine):
         else:
             machine.print(f"--fp8: this device does not multiply fp8; training in {machine.dtype}")
     bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None
-    if not resumed:
-        checkpoint.set_aside(folder, machine)
+    checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, args.compile)
-    sink = results.Results(
-        "base_train", args.model_tag, machine, args.run, vars(args), resume_step=first_step if resumed else None
-    )
+    names = ("base_train", args.model_tag, machine, args.run, vars(args), "nanochat")
+    sink = results.Results(*names, resume_step, meta.get("wandb_id"))
+    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, args.save_every, args.save_minutes, args.keep)
 
     def set_rates(step):
         multiplier = schedules.learning_rate(
@@ -164,20 +163,34 @@ def pretrain(args, machine):
         optimizer.set_rates(multiplier, momentum, schedules.weight_decay(step, num_iterations))
         return multiplier
 
-    def between_steps(step):
-        last = step == num_iterations
-        if not (resumed and step == first_step):  # else measured and saved before the interruption
-            if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
-                with fp8.disabled(model):
-                    bpb = bits_per_byte(
-                        train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
-                    )
-                progress.saw_bpb(bpb)
-                sink.log(step, {"val/bpb": bpb})
-                machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
-            if last or is_due(step, args.save_every, last):
-                save(step)
-        with fp8.disabled(model):  # after saving: an examination that fails loses nothing
+    def measure(step, last):
+        if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
+            with fp8.disabled(model):
+                bpb = bits_per_byte(
+                    train_model, validation, validation_rows, device_batch.rows, tokenizer.token_bytes(), machine
+                )
+            progress.saw_bpb(bpb)
+            sink.log(step, {"val/bpb": bpb})
+            machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
+
+    def save(step):
+        meta = {
+            "stage": "base",
+            "tag": args.model_tag,
+            **identity,
+            "corpus": args.corpus,
+            "flags": vars(args),
+            "plan": the_plan.as_dict(),
+            "device_batch_size": device_batch.rows,
+            "next_row": step * rows_per_step,
+            "shards": [file.tokens.name for file in files],
+            "progress": progress.as_dict(),
+            "wandb_id": sink.wandb_id,
+        }
+        keeper.save(step, meta)
+
+    def examine(step, last):
+        with fp8.disabled(model):
             if is_due(step, args.core_metric_every, last):
                 core = evaluate_core(model, tokenizer, bundle, machine, args.core_metric_max_per_task)
                 progress.core = core["metric"]
@@ -188,21 +201,6 @@ def pretrain(args, machine):
                 for sample in prompted(model, tokenizer):
                     print(f"{sample['prompt']}|{sample['text']!r}")
 
-    def save(step):
-        meta = {
-            "stage": "base",
-            "tag": args.model_tag,
-            **identity,
-            "corpus": args.corpus,
-            "dtype": str(machine.dtype).removeprefix("torch."),
-            "flags": vars(args),
-            "plan": the_plan.as_dict(),
-            "device_batch_size": device_batch_size,
-            "shards": [file.tokens.name for file in files],
-            "progress": progress.as_dict(),
-        }
-        checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)
-
     train(
         train_model,
         optimizer,
@@ -210,12 +208,16 @@ def pretrain(args, machine):
         progress,
         machine,
         sink,
+        keeper,
         num_iterations=num_iterations,
-        device_batch_size=device_batch_size,
+        device_batch=device_batch,
         tokens_per_step=the_plan.total_batch_size,
         flops_per_token=the_plan.flops_per_token,
+        on_nan=args.on_nan,
         set_rates=set_rates,
-        between_steps=between_steps,
+        measure=measure,
+        save=save,
+        examine=examine,
         describe=lambda step: {"train/epoch": (step + 1) * rows_per_step / rows.num_rows},
     )
     sink.finish(

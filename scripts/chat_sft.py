@@ -6,13 +6,14 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft -- --device-batch-s
 
 import argparse
 
-from nanochat import batches, checkpoint, paths, results, runtime, schedules
+from nanochat import batches, checkpoint, memory, paths, results, runtime, saver, schedules
 from nanochat.bpb import bits_per_byte
 from nanochat.chat_eval import chatcore, evaluate_task
 from nanochat.download import DownloadError
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
-from nanochat.train import Progress, compiled, is_due, summary, train
+from nanochat.progress import Progress, is_due, summary
+from nanochat.train import compiled, train, will_compile
 from tasks.arc import ARC
 from tasks.common import Mixture, Slice
 from tasks.customjson import CustomJSON, identity
@@ -53,7 +54,7 @@ def parse_args(argv=None):
     add("--num-iterations", type=int, default=-1, help="optimizer steps (-1: one epoch)")
     # inherited from pretraining where not given
     add("--max-seq-len", type=int)
-    add("--device-batch-size", type=int)
+    add("--device-batch-size", type=memory.row_count, help="rows at once, or auto (default on GPUs)")
     add("--total-batch-size", type=int, help="tokens a step")
     add("--embedding-lr", type=float)
     add("--unembedding-lr", type=float)
@@ -72,12 +73,12 @@ def parse_args(argv=None):
     add("--chatcore-every", type=int, default=200, help="steps between measurements of ChatCORE (-1: never)")
     add("--chatcore-max-cat", type=int, default=-1, help="problems of a multiple-choice task (-1: all)")
     add("--chatcore-max-sample", type=int, default=24, help="problems of a generative task")
-    add("--save-every", type=int, default=-1, help="steps between checkpoints (-1: only at the end)")
-    add("--resume", action="store_true", help="go on from the newest SFT checkpoint of this tag, or start")
+    saver.add_flags(parser)
     args = parser.parse_args(argv)
-    for name in ("max_seq_len", "device_batch_size", "total_batch_size"):
+    for name in ("max_seq_len", "total_batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more")
+    saver.check_flags(parser, args)
     return args
 
 
@@ -123,15 +124,16 @@ def teach(args, machine):
     config = GPTConfig(**base_meta["model_config"])
     T = args.max_seq_len or config.sequence_len
     total_batch_size = args.total_batch_size or base_meta["plan"]["total_batch_size"]
-    rows_per_step, device_batch_size = batches.split_batch(
-        total_batch_size, T, args.device_batch_size or base_meta["device_batch_size"], machine
-    )
+    compiles, default = will_compile(args.compile, machine.device), base_meta["device_batch_size"]
+    at_once = memory.choose_rows(args.device_batch_size, config, T, machine, compiles, default)
+    rows_per_step, device_batch = memory.split_batch(total_batch_size, T, at_once, machine)
     folder = paths.checkpoint_dir("sft", tag)
-    resumed = checkpoint.find_resume("sft", tag, args.resume)
+    resumed = checkpoint.find_resume("sft", tag, args.resume, args.resume_from_step)
     identity = {
         "model_config": config.__dict__,
         "tokenizer": base_meta["tokenizer"],
         "rows": {"mixture": args.mixture, "length": T, "a_step": rows_per_step},
+        "base": {"step": base_meta["step"], "saved": base_meta.get("saved")},
     }
     meta = checkpoint.read_meta(resumed) if resumed else {}
     if resumed:
@@ -139,6 +141,7 @@ def teach(args, machine):
         checkpoint.tell_dtype(meta, machine)
     progress = Progress(**meta.get("progress", {}))
     first_step = progress.step
+    resume_step = first_step if resumed else -1
 
     model = build_model(config, machine, seed=None)
     checkpoint.load_weights(resumed or base, model)
@@ -147,6 +150,8 @@ def teach(args, machine):
     optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision)
     if resumed or args.load_optimizer:
         checkpoint.load_optimizer(resumed or base, optimizer)
+    if resumed:
+        checkpoint.restore_rng(meta, machine)
 
     conversations = training_mixture(args)
     scratch = paths.checkpoint_dir("sft", f".{tag}.rows")
@@ -160,12 +165,11 @@ def teach(args, machine):
         f"{rows.mask.mean():.0%} of the tokens learned; {num_iterations:,} steps of {rows_per_step} rows"
         + (f"; going on at step {first_step}" if resumed else "")
     )
-    if not resumed:
-        checkpoint.set_aside(folder, machine)
+    checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, args.compile)
-    sink = results.Results(
-        "chat_sft", tag, machine, args.run, vars(args), "nanochat-sft", first_step if resumed else None
-    )
+    names = ("chat_sft", tag, machine, args.run, vars(args), "nanochat-sft")
+    sink = results.Results(*names, resume_step, meta.get("wandb_id"))
+    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, args.save_every, args.save_minutes, args.keep)
 
     def set_rates(step):
         multiplier = schedules.learning_rate_by_progress(
@@ -174,24 +178,14 @@ def teach(args, machine):
         optimizer.set_rates(multiplier, schedules.sft_muon_momentum(step, args.momentum_ramp_steps))
         return multiplier
 
-    def between_steps(step):
-        last = step == num_iterations
-        if not (resumed and step == first_step):  # else measured and saved before the interruption
-            if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
-                bpb = bits_per_byte(
-                    train_model, validation, validation_rows, device_batch_size, tokenizer.token_bytes(), machine
-                )
-                progress.saw_bpb(bpb)
-                sink.log(step, {"val/bpb": bpb})
-                machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
-            if last or is_due(step, args.save_every, last):
-                save(step)
-        if is_due(step, args.chatcore_every, last):  # after saving: an examination that fails loses nothing
-            scores = examine(args, examinations, model, tokenizer, machine)
-            progress.chatcore = chatcore(scores)
-            by_task = {f"chatcore/{name}": score["accuracy"] for name, score in scores.items()}
-            sink.log(step, {"chatcore_metric": progress.chatcore, **by_task})
-            machine.print(f"step {step}: ChatCORE {progress.chatcore:.4f}")
+    def measure(step, last):
+        if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
+            bpb = bits_per_byte(
+                train_model, validation, validation_rows, device_batch.rows, tokenizer.token_bytes(), machine
+            )
+            progress.saw_bpb(bpb)
+            sink.log(step, {"val/bpb": bpb})
+            machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
 
     def save(step):
         meta = {
@@ -199,13 +193,21 @@ def teach(args, machine):
             "tag": tag,
             **identity,
             "corpus": base_meta["corpus"],
-            "dtype": str(machine.dtype).removeprefix("torch."),
             "flags": vars(args),
-            "base_step": base_meta["step"],
-            "device_batch_size": device_batch_size,
+            "device_batch_size": device_batch.rows,
+            "next_row": step * rows_per_step,
             "progress": progress.as_dict(),
+            "wandb_id": sink.wandb_id,
         }
-        checkpoint.save_checkpoint(folder, step, model, optimizer, meta, machine)
+        keeper.save(step, meta)
+
+    def examine(step, last):
+        if is_due(step, args.chatcore_every, last):
+            scores = quick_chatcore(args, examinations, model, tokenizer, machine)
+            progress.chatcore = chatcore(scores)
+            by_task = {f"chatcore/{name}": score["accuracy"] for name, score in scores.items()}
+            sink.log(step, {"chatcore_metric": progress.chatcore, **by_task})
+            machine.print(f"step {step}: ChatCORE {progress.chatcore:.4f}")
 
     flops_per_token = model.flops_per_token()
     train(
@@ -215,12 +217,16 @@ def teach(args, machine):
         progress,
         machine,
         sink,
+        keeper,
         num_iterations=num_iterations,
-        device_batch_size=device_batch_size,
+        device_batch=device_batch,
         tokens_per_step=total_batch_size,
         flops_per_token=flops_per_token,
+        on_nan=args.on_nan,
         set_rates=set_rates,
-        between_steps=between_steps,
+        measure=measure,
+        save=save,
+        examine=examine,
         describe=lambda step: {"train/epoch": (step + 1) * rows_per_step / rows.num_rows},
     )
     final = summary(progress, total_batch_size, flops_per_token, machine)
@@ -253,8 +259,8 @@ def chatcore_tasks():
     }
 
 
-def examine(args, tasks, model, tokenizer, machine):
-    """A quick ChatCORE: name -> result."""
+def quick_chatcore(args, tasks, model, tokenizer, machine):
+    """name -> result, over a part of each task."""
     scores = {}
     for name, task in tasks.items():
         limit = args.chatcore_max_cat if task.kind == "categorical" else args.chatcore_max_sample

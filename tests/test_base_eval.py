@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from nanochat import paths, runtime
-from nanochat.checkpoint import save_checkpoint
 from nanochat.corpora import write_shard
 from nanochat.dataset import tokenize
 from nanochat.gpt import GPTConfig, build_model
+from nanochat.saver import save_checkpoint
 from nanochat.tokenizer import Tokenizer
 from scripts import base_eval
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat import batches, chat
-from nanochat.batches import ConversationRows, TextRows, best_fit, read_steps, render_conversations, split_batch
+from nanochat.batches import ConversationRows, TextRows, best_fit, read_steps, render_conversations
 from nanochat.runtime import Runtime
 
 BOS = 0
@@ -266,39 +266,6 @@ def test_the_rows_of_a_step_are_the_same_for_any_number_of_ranks(files, world_si
 
 def test_going_on_at_a_step_gives_the_rows_of_that_step(files):
     assert_same_steps(steps_of(rows_of(files), 5, 6, 8, 2), steps_of(rows_of(files), 0, 11, 8, 1)[5:])
-
-
-@pytest.mark.parametrize(
-    ("tokens", "device", "world", "expected"),
-    [(2048, 4, 1, (32, 4)), (2048, 4, 8, (32, 4)), (2048, 64, 4, (32, 8)), (2048, 32, 1, (32, 32)), (64, 9, 1, (1, 1))],
-)
-def test_a_batch_in_tokens_is_split_into_rows_and_device_batches(tokens, device, world, expected):
-    assert split_batch(tokens, 64, device, rank_of(0, world)) == expected
-
-
-@pytest.mark.parametrize(
-    ("tokens", "device", "world", "nearest"),
-    [
-        (30 * 64, 4, 2, ["1536", "2048"]),
-        (9 * 64, 2, 4, ["512", "1024"]),
-        (3 * 64, 1, 4, ["256"]),
-        (2048 + 1, 4, 1, ["2048", "2304"]),
-        (63, 4, 1, ["64"]),
-    ],
-)
-def test_a_batch_that_does_not_divide_names_the_nearest_that_do(tokens, device, world, nearest):
-    with pytest.raises(ValueError) as error:
-        split_batch(tokens, 64, device, rank_of(0, world))
-    said = str(error.value).rpartition("nearest that do: ")[2]
-    assert said.split(" or ") == nearest
-    for batch in nearest:
-        split_batch(int(batch), 64, device, rank_of(0, world))
-
-
-@pytest.mark.parametrize(("tokens", "device"), [(0, 4), (-64, 4), (64, 0), (64, -1)])
-def test_a_batch_of_nothing_is_a_users_mistake(tokens, device):
-    with pytest.raises(ValueError, match="batch"):
-        split_batch(tokens, 64, device, CPU)
 
 
 # -- conversations

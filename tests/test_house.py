@@ -21,7 +21,7 @@ FLOORS = (
      "tinyworld_tables", "tinyworld_facts"),
     ("chat", "dataset", "tinyworld_text", "tinyworld_skills", "tinyworld_documents", "tinyworld_bundle", "tinyworld",
      "gpt"),
-    ("scaling", "batches", "checkpoint", "engine", "results", "core_bundle"),
+    ("scaling", "memory", "batches", "checkpoint", "engine", "results", "progress", "saver", "core_bundle"),
     ("samples", "bpb", "core_eval", "chat_eval", "train", "rollouts", "engine_worker", "server", "report"),
 )  # fmt: skip
 ORDER = [room for floor in FLOORS for room in floor]

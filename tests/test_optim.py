@@ -9,10 +9,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
 
-from nanochat.checkpoint import load_optimizer, load_weights, save_checkpoint
+from nanochat.checkpoint import load_optimizer, load_weights
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import MuonAdamW, adamw_update, muon_update, orthogonalization_dtype, param_groups, polar_express
 from nanochat.runtime import Runtime
+from nanochat.saver import save_checkpoint
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CPU = torch.device("cpu")
@@ -228,9 +229,9 @@ def test_zero_grad_lets_go_of_gradients():
 
 # -- many ranks
 # Three layers: stacks of 3, 6 and 2 matrices, which do not all divide by 2 or by 3, and at 3 ranks one owns no gate.
-# Tables of 192 rows divide by both; smear, lambdas and small tables are reduced whole.
+# Tables of 128 rows divide by 2, not by 3; smear, lambdas and small tables are reduced whole.
 
-CONFIG = GPTConfig(64, 190, n_layer=3, n_head=2, n_kv_head=1, n_embd=32, window_pattern="L")
+CONFIG = GPTConfig(64, 126, n_layer=3, n_head=2, n_kv_head=1, n_embd=32, window_pattern="L")
 NUM_STEPS = 3
 
 
@@ -346,7 +347,6 @@ def test_state_of_one_rank_loads_on_many(ranks):
         assert largest_difference(state["four from one"], expected["four"]) < 1e-9
 
 
-# FAILS as of writing: load_optimizer counts the small tensors, which every rank saves whole, once for each rank.
 def test_state_of_many_ranks_loads_on_one(ranks):
     found, expected, folder = ranks
     model, optimizer = new_run()
@@ -355,10 +355,3 @@ def test_state_of_many_ranks_loads_on_one(ranks):
     assert optimizer.steps == NUM_STEPS
     take_step(model, optimizer, NUM_STEPS, range(len(found)))
     assert largest_difference(snapshot(model), expected["four"]) < 1e-9
-
-
-def test_a_table_whose_rows_do_not_divide_by_the_ranks_is_an_error():
-    parameter = torch.nn.Parameter(torch.zeros(64, 32))
-    group = dict(kind="adamw", role="wte", named=[("wte", parameter)], lr=0.1, betas=(0.8, 0.9), weight_decay=0.0)
-    with pytest.raises(ValueError, match="64 rows.*3 ranks"):
-        MuonAdamW([group], rank=0, world_size=3)

@@ -121,15 +121,15 @@ def test_a_process_that_dies_while_it_saves_goes_on_from_the_last_whole_checkpoi
     """A true SIGKILL, in the middle of the files of step 8."""
     program = """if True:
         import os, signal, sys
-        from nanochat import checkpoint
+        from nanochat import saver
         from scripts import base_train
-        save_file = checkpoint.save_file
+        save_file = saver.save_file
         def dying(tensors, path):
             if "000008" in str(path) and "model" in str(path):
                 open(path, "wb").write(b"half a file")
                 os.kill(os.getpid(), signal.SIGKILL)
             save_file(tensors, path)
-        checkpoint.save_file = dying
+        saver.save_file = dying
         base_train.main(base_train.parse_args(sys.argv[1:]))
         """
     flags = f"{GENTLE} --num-iterations {STEPS} --save-every 4"

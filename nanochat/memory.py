@@ -1,0 +1,114 @@
+"""What fits on a device: an estimate from the model's shape, and the number of rows that follows from it.
+
+T tokens of a row, C model width, K key/value width, L layers, V vocabulary.
+"""
+
+import argparse
+
+import torch
+
+from nanochat.gpt import GPTConfig
+from nanochat.losses import GPU_CHUNK
+from nanochat.runtime import Runtime
+from nanochat.scaling import meta_model
+
+# Numbers of width C and K that a layer keeps of a token for its backward pass (test_memory.py counts them), and the
+# share of them that the compiler keeps.
+KEPT_BY_WIDTH, KEPT_BY_KV_WIDTH = 17, 4.5
+KEPT_ONCE = 6  # times C: embedding, smear, backout, loss
+KEPT_WHEN_COMPILED = 0.75
+USABLE = 0.92  # of what is free: the allocator's cuttings, the collectives' buffers
+
+
+def fixed_bytes(config: GPTConfig, world_size: int, dtype: torch.dtype) -> int:
+    """Weights, gradients, this rank's optimizer state, the weights cast to dtype, and the logits of one chunk."""
+    counts = meta_model(config).counts()
+    matrices = counts["transformer_matrices"]
+    tables = counts["wte"] + counts["value_embeds"]
+    table_size = dtype.itemsize if dtype == torch.bfloat16 else 4
+    weights = tables * table_size + (counts["total"] - tables) * 4
+    state = (8 * (tables + counts["lm_head"]) + 4 * matrices) // world_size
+    casts = 0 if dtype == torch.float32 else dtype.itemsize * (matrices + counts["lm_head"])
+    return 2 * weights + state + casts + GPU_CHUNK * (4 + 4 + dtype.itemsize)
+
+
+def row_bytes(config: GPTConfig, sequence_len: int, dtype: torch.dtype, compiled: bool) -> int:
+    """What a row keeps for its backward pass."""
+    kv_width = config.n_kv_head * config.head_dim
+    kept = config.n_layer * (KEPT_BY_WIDTH * config.n_embd + KEPT_BY_KV_WIDTH * kv_width)
+    kept = kept * (KEPT_WHEN_COMPILED if compiled else 1) + KEPT_ONCE * config.n_embd
+    return int(sequence_len * kept * dtype.itemsize)
+
+
+def rows_that_fit(config: GPTConfig, sequence_len: int, runtime: Runtime, compiled: bool) -> int:
+    """The largest power of two of rows that the estimate finds room for on every rank, 1 at least."""
+    free = min(runtime.gather(runtime.free_memory()))
+    room = USABLE * free - fixed_bytes(config, runtime.world_size, runtime.dtype)
+    rows = max(1, int(room // row_bytes(config, sequence_len, runtime.dtype, compiled)))
+    return 1 << (rows.bit_length() - 1)
+
+
+def row_count(text: str) -> int | str:
+    """What --device-batch-size takes: a number of rows, or auto."""
+    if text != "auto" and (not text.isdigit() or int(text) < 1):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of rows, 1 or more")
+    return text if text == "auto" else int(text)
+
+
+def choose_rows(
+    asked: int | str | None, config: GPTConfig, sequence_len: int, runtime: Runtime, compiled: bool, default: int
+) -> int:
+    """Rows on a device at once: as asked; where nothing is asked, by the estimate on GPUs and the default elsewhere."""
+    if asked is None:
+        asked = "auto" if runtime.device.type == "cuda" else default
+    return rows_that_fit(config, sequence_len, runtime, compiled) if asked == "auto" else asked
+
+
+class DeviceBatch:
+    """Rows on a device at once. Halved where memory runs out; the rows of a step stay what they are."""
+
+    def __init__(self, rows: int, runtime: Runtime):
+        self.rows, self.runtime = rows, runtime
+
+    def halve(self, error: RuntimeError) -> None:
+        """After an out-of-memory error; anything else, and an error with a single row, is raised again."""
+        if not is_out_of_memory(error):
+            raise error
+        if self.rows == 1:
+            raise ValueError(
+                "one row does not fit into the memory of the device: a smaller --depth or --max-seq-len is needed"
+            ) from error
+        self.rows //= 2
+        print(
+            f"rank {self.runtime.rank}: out of memory with {self.rows * 2} rows at once; going on with {self.rows}",
+            flush=True,
+        )
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """torch's own kind on GPUs; on a CPU the allocator's words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def split_batch(total_batch_size: int, sequence_len: int, at_once: int, runtime: Runtime) -> tuple[int, DeviceBatch]:
+    """The rows of a step over all ranks, and the device batch: at_once, lowered to what divides a rank's share.
+
+    total_batch_size in tokens. ValueError, naming the nearest batches and the nearest numbers of ranks, when the step
+    does not divide among the ranks.
+    """
+    ranks = runtime.world_size
+    rows, rest = divmod(total_batch_size, sequence_len)
+    if rest or rows < 1 or rows % ranks:
+        tokens = ranks * sequence_len
+        nearest = [n for n in (total_batch_size // tokens * tokens, -(-total_batch_size // tokens) * tokens) if n > 0]
+        message = (
+            f"--total-batch-size {total_batch_size} does not divide by {ranks} ranks x {sequence_len} tokens; "
+            f"the nearest that do: {' or '.join(map(str, nearest))}"
+        )
+        if not rest and rows > 0:  # a run that goes on has to keep its batch
+            fewer = max(n for n in range(1, ranks) if rows % n == 0)
+            more = [n for n in range(ranks + 1, rows + 1) if rows % n == 0][:1]
+            message += f"; the nearest numbers of ranks: {' or '.join(map(str, [fewer, *more]))}"
+        raise ValueError(message)
+    share = rows // ranks
+    return rows, DeviceBatch(max(n for n in range(1, min(share, at_once) + 1) if share % n == 0), runtime)
