@@ -7,6 +7,7 @@ T sequence length; a row holds T + 1 tokens: inputs are the first T, targets the
 
 import itertools
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -189,6 +190,11 @@ class ConversationRows:
             raise ValueError(f"a conversation of {lengths.max()} tokens is longer than a row of {sequence_len + 1}")
         self.rows = best_fit(lengths, sequence_len + 1, crop=False, buffer=100)
         self.num_rows = len(self.rows)
+
+    @property
+    def fingerprint(self) -> int:
+        """Of all tokens in their order: a run goes on only with the conversations that it began with."""
+        return zlib.crc32(self.ids)
 
     def read(self, first: int, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows first .. first + count - 1 as inputs and targets, each (count, T) int64."""

@@ -1,14 +1,21 @@
 """The machine that a command runs on: device, compute dtype, ranks; and how its processes talk to each other."""
 
 import base64
+import contextlib
 import datetime
 import os
 import signal
 import subprocess
-from dataclasses import dataclass
+import time
+import traceback
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+
+# Imported when a group exists already, this module holds it for ever by its default arguments (torch 2.13). The group's
+# threads then outlive the interpreter, and one process in ten ends with an abort.
+import torch.distributed.nn.functional  # noqa: F401
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -54,6 +61,7 @@ class Runtime:
     local_rank: int = 0
     world_size: int = 1
     attention: str = ""  # the attention backend that is forced by name; empty = the best for the device
+    store: dist.Store | None = field(default=None, repr=False, compare=False)  # where the ranks met
 
     @property
     def is_main(self) -> bool:
@@ -80,6 +88,19 @@ class Runtime:
     def barrier(self) -> None:
         if self.world_size > 1:
             dist.barrier()
+
+    def silent_ranks(self, patience: float = 2.0) -> list[int]:
+        """After a collective has failed: the ranks that do not say within `patience` seconds that they are here."""
+        silent = [rank for rank in range(self.world_size) if rank != self.rank]
+        deadline = time.monotonic() + patience
+        try:
+            self.store.set(f"here/{self.rank}", "")
+            while silent and time.monotonic() < deadline:
+                silent = [rank for rank in silent if not self.store.check([f"here/{rank}"])]
+                time.sleep(0.1)
+        except dist.DistError:  # the store was in the process that is gone: without torchrun, in that of rank 0
+            return [0]
+        return silent
 
     def synchronize(self) -> None:
         """Wait for the device, so that a clock read next is honest."""
@@ -138,12 +159,14 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _remember(self, number, frame):
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if self.received is None:
             self.received = signal.Signals(number)
             # print() may be under way where the signal struck, and would refuse
             os.write(2, f"\n{self.received.name}: this step, then saving (Ctrl-C: at once, unsaved)\n".encode())
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        elif self.received == number == signal.SIGINT:  # so soon after the first that it came here once more
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def start(device_type: str = "", training: bool = False) -> Runtime:
@@ -164,18 +187,48 @@ def start(device_type: str = "", training: bool = False) -> Runtime:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in float32
-    if world_size > 1 and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+    store = None
+    if world_size > 1:
         timeout = datetime.timedelta(minutes=60)  # ranks compile at different speeds
+        store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+        backend = "nccl" if device.type == "cuda" else "gloo"
         device_id = device if device.type == "cuda" else None
-        dist.init_process_group(backend, timeout=timeout, device_id=device_id)
+        meeting = dict(store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
+        dist.init_process_group(backend, timeout=timeout, device_id=device_id, **meeting)
     attention = os.environ.get("NANOCHAT_ATTENTION", "")
-    return Runtime(device, compute_dtype(device, training), rank, local_rank, world_size, attention)
+    return Runtime(device, compute_dtype(device, training), rank, local_rank, world_size, attention, store)
 
 
 def close(runtime: Runtime) -> None:
     if runtime.world_size > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def stage(device_type: str = "", mistakes: tuple = (ValueError,), training: bool = False):
+    """The machine for as long as a stage runs. A user's mistake ends the stage with its message, which says what mends
+    it; the death of another rank with a line that names it."""
+    machine = start(device_type, training)
+    try:
+        yield machine
+    except mistakes as error:
+        raise SystemExit(str(error)) from error
+    except RuntimeError as error:
+        if machine.world_size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, until the line below is said
+        if machine.device.type == "cpu":  # gloo: ranks that wait for this one find out when its connections close
+            traceback.clear_frames(error.__traceback__)
+            close(machine)
+        silent = machine.silent_ranks()
+        if not silent:
+            raise
+        raise SystemExit(
+            f"rank {machine.rank}: rank {', '.join(map(str, silent))} of {machine.world_size} is gone. "
+            "The same command with --resume goes on from the last checkpoint, on any number of ranks"
+        ) from error
+    finally:
+        close(machine)
 
 
 def compute_dtype(device: torch.device, training: bool = False) -> torch.dtype:

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -23,7 +24,7 @@ from nanochat.checkpoint import FORMAT_VERSION, list_steps, step_folder
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
 from nanochat.progress import is_due
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, StopSignals
 
 WRITE_ERRORS = (OSError, SafetensorError)  # a disk's, not a mistake of ours
 LAST_TRIES, SECONDS_BETWEEN_TRIES = 20, 30  # for the checkpoint of the last step
@@ -80,7 +81,7 @@ class Saver:
         runtime.barrier()
         self.thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         # memory that is new costs more than the copying, so it is taken now and kept
-        self.copies = self.thread.submit(lambda: {name: _host_copies(part) for name, part in self._files().items()})
+        self.copies = self.thread.submit(lambda: {name: _host_copies(part) for name, part in self.files().items()})
 
     # -- when
 
@@ -107,7 +108,7 @@ class Saver:
         """Copy the state and begin to write it. meta: what the stage wants to find again; rank 0's is written."""
         self._wait()
         self.asked, self.since, self.time_is_up = step, time.monotonic(), False
-        files, copies = self._files(), self.copies.result()
+        files, copies = self.files(), self.copies.result()
         for name, tensors in files.items():
             for key, tensor in tensors.items():
                 copies[name][key].copy_(tensor, non_blocking=True)
@@ -123,7 +124,7 @@ class Saver:
             **({"optimizer_steps": self.optimizer.steps} if self.optimizer else {}),
             **meta,
         }
-        self.writing = self.thread.submit(_write, self._partial, copies, meta if self.runtime.is_main else None)
+        self.writing = self.thread.submit(write, self._partial, copies, meta if self.runtime.is_main else None)
 
     def finish(self) -> bool:
         """Wait for the save under way. Whether the one that was asked for last is complete, the same on all ranks."""
@@ -142,17 +143,32 @@ class Saver:
             save(step)
         raise ValueError(f"step {step} could not be saved; {self.last_good()}")
 
+    def leave(self, signals: StopSignals) -> None:
+        """End the process after a signal, with the exit code that shells know: 128 + its number."""
+        complete = self.finish()
+        number = max(self.runtime.gather(int(signals.received or 0)))
+        again = results.command_line()
+        if "--resume" not in again.split():
+            again += " --resume"
+        if self.runtime.world_size > 1:
+            again += "   (by torchrun, on as many ranks as there are then)"
+        self.runtime.print(
+            f"{signal.Signals(number).name}: stopped after step {self.asked}, {'saved' if complete else 'NOT SAVED'}; "
+            f"{self.last_good()}\ngo on with: {again}"
+        )
+        raise SystemExit(128 + number)
+
     def last_good(self) -> str:
         steps = list_steps(self.folder)
-        return (
-            f"the last good checkpoint is {step_folder(self.folder, steps[-1])}" if steps else "no checkpoint is there"
-        )
+        if not steps:
+            return f"there is no checkpoint in {self.folder}"
+        return f"the last good checkpoint is {step_folder(self.folder, steps[-1])}"
 
     @property
     def _partial(self) -> Path:
         return self.folder / f".step_{self.asked:06d}.partial"
 
-    def _files(self) -> dict[str, dict[str, torch.Tensor]]:
+    def files(self) -> dict[str, dict[str, torch.Tensor]]:
         """This rank's files: name -> tensors. The weights are rank 0's, of the optimizer every rank has a share."""
         files = {}
         if self.runtime.is_main:
@@ -218,7 +234,7 @@ def _host_copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def _write(folder: Path, files: dict[str, dict[str, torch.Tensor]], meta: dict | None) -> None:
+def write(folder: Path, files: dict[str, dict[str, torch.Tensor]], meta: dict | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     if (free := shutil.disk_usage(folder).free) < needed:  # rather than to fill the disk, on which others write, too

@@ -34,39 +34,42 @@ def optimizer_step(
     device_batch: DeviceBatch,
     runtime: Runtime,
     loss_scale: float = 1.0,
-    news: tuple = (),
+    news: Callable[[], list] = list,
 ) -> Outcome:
     """One step over this rank's rows (n, T): the gradient of the mean loss over all targets of all ranks, then the
-    update, which is left out when anything is not finite. news: numbers of this rank that travel with the loss."""
-    num_targets = runtime.sum((targets >= 0).sum().float()).clamp(min=1)
+    update, which is left out when anything is not finite. news() gives numbers of this rank to send with the loss."""
+    num_targets = runtime.sum((targets >= 0).sum()).clamp(min=1)
     # the optimizer averages over ranks: times their number makes it the sum over all targets
-    factor = loss_scale * runtime.world_size / num_targets
-    total = accumulate(model, optimizer, inputs, targets, device_batch, factor)
+    factor = loss_scale * runtime.world_size
+    total = accumulate(model, optimizer, inputs, targets, device_batch, factor, num_targets)
     grads = [parameter.grad for group in optimizer.groups for _, parameter in group["named"]]
     finite_here = (torch.nn.utils.get_total_norm(grads).float() + total).isfinite()
-    told = torch.tensor([0, 0, *news], dtype=torch.float32).to(runtime.device)
+    told = torch.tensor([0, 0, *news()], dtype=torch.float32).to(runtime.device)
     told[0], told[1] = total, ~finite_here
     runtime.sum(told)
     told[0] /= num_targets
-    loss, bad_ranks, *news = told.tolist()
+    loss, bad_ranks, *heard = told.tolist()
     finite = bad_ranks == 0 and math.isfinite(loss)
     if finite:
         if loss_scale != 1:
             torch._foreach_div_(grads, loss_scale)
         optimizer.step()
     optimizer.zero_grad()
-    return Outcome(loss, finite, bool(finite_here), news)
+    return Outcome(loss, finite, bool(finite_here), heard)
 
 
-def accumulate(model, optimizer: MuonAdamW, inputs, targets, device_batch: DeviceBatch, factor) -> torch.Tensor:
-    """The gradients of factor times the summed loss of this rank's rows, device_batch.rows at a time; returns the sum.
-    Out of memory, the device batch is halved and the same rows are begun again: other ranks wait and need not know."""
+def accumulate(
+    model, optimizer: MuonAdamW, inputs, targets, device_batch: DeviceBatch, factor: float, num_targets: torch.Tensor
+) -> torch.Tensor:
+    """The gradients of factor / num_targets times the summed loss of this rank's rows, device_batch.rows at a time;
+    returns the sum. Out of memory, the device batch is halved and the same rows are begun again: other ranks wait, and
+    need not know."""
     while True:
         total = torch.zeros((), device=inputs.device)
         try:
             for x, y in zip(inputs.split(device_batch.rows), targets.split(device_batch.rows), strict=True):
                 loss = model(x, y, loss_reduction="sum")
-                (loss * factor).backward()
+                (loss * factor / num_targets).backward()
                 total += loss.detach()
             return total
         except RuntimeError as error:
@@ -101,6 +104,10 @@ def train(
     to a checkpoint, save(step) when the saver says so or a signal came, examine(step, last) what may take long.
     describe(step) adds to what is logged. on_nan: "stop", or "skip" a step whose loss or gradient is not finite.
     """
+
+    def news():
+        return [signals.received is not None, *saver.news()]
+
     live = LiveLine(runtime)
     peak = peak_flops(runtime.device)
     scaling = runtime.dtype == torch.float16
@@ -121,13 +128,12 @@ def train(
                 saver.leave(signals)
             if last:
                 break
-            examine(step, last)  # after saving: an examination that fails loses nothing
+            examine(step, last)
             inputs, targets = next(batches)
             runtime.synchronize()
             begin = time.perf_counter()
             multiplier = set_rates(step)
             scale = progress.loss_scale if scaling else 1.0
-            news = (signals.received is not None, *saver.news())
             outcome = optimizer_step(model, optimizer, inputs, targets, device_batch, runtime, scale, news)
             runtime.synchronize()
             seconds = time.perf_counter() - begin

@@ -82,13 +82,8 @@ def parse_args(argv=None):
 
 
 def main(args):
-    machine = runtime.start(args.device_type, training=True)
-    try:
+    with runtime.stage(args.device_type, (ValueError, DownloadError), training=True) as machine:
         pretrain(args, machine)
-    except (ValueError, DownloadError) as error:  # a user's mistake: the message says what mends it
-        raise SystemExit(str(error)) from error
-    finally:
-        runtime.close(machine)
 
 
 def pretrain(args, machine):
@@ -192,6 +187,7 @@ def pretrain(args, machine):
     def examine(step, last):
         with fp8.disabled(model):
             if is_due(step, args.core_metric_every, last):
+                keeper.finish()  # an examination that fails loses nothing
                 core = evaluate_core(model, tokenizer, bundle, machine, args.core_metric_max_per_task)
                 progress.core = core["metric"]
                 centered = {label: task["centered"] for label, task in core["tasks"].items()}

@@ -107,13 +107,8 @@ def validation_mixture(args):
 
 
 def main(args):
-    machine = runtime.start(args.device_type, training=True)
-    try:
+    with runtime.stage(args.device_type, (ValueError, DownloadError), training=True) as machine:
         teach(args, machine)
-    except (ValueError, DownloadError) as error:  # a user's mistake: the message says what mends it
-        raise SystemExit(str(error)) from error
-    finally:
-        runtime.close(machine)
 
 
 def teach(args, machine):
@@ -129,16 +124,7 @@ def teach(args, machine):
     rows_per_step, device_batch = memory.split_batch(total_batch_size, T, at_once, machine)
     folder = paths.checkpoint_dir("sft", tag)
     resumed = checkpoint.find_resume("sft", tag, args.resume, args.resume_from_step)
-    identity = {
-        "model_config": config.__dict__,
-        "tokenizer": base_meta["tokenizer"],
-        "rows": {"mixture": args.mixture, "length": T, "a_step": rows_per_step},
-        "base": {"step": base_meta["step"], "saved": base_meta.get("saved")},
-    }
     meta = checkpoint.read_meta(resumed) if resumed else {}
-    if resumed:
-        checkpoint.check_resumable(resumed, meta, **identity)
-        checkpoint.tell_dtype(meta, machine)
     progress = Progress(**meta.get("progress", {}))
     first_step = progress.step
     resume_step = first_step if resumed else -1
@@ -150,13 +136,20 @@ def teach(args, machine):
     optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision)
     if resumed or args.load_optimizer:
         checkpoint.load_optimizer(resumed or base, optimizer)
-    if resumed:
-        checkpoint.restore_rng(meta, machine)
-
     conversations = training_mixture(args)
     scratch = paths.checkpoint_dir("sft", f".{tag}.rows")
     rows = batches.render_conversations(conversations, tokenizer, T, machine, scratch / "train")
     validation = batches.render_conversations(validation_mixture(args), tokenizer, T, machine, scratch / "validation")
+    identity = {
+        "model_config": config.__dict__,
+        "tokenizer": base_meta["tokenizer"],
+        "base": {"step": base_meta["step"], "saved": base_meta.get("saved")},
+        "rows": {"length": T, "a_step": rows_per_step, "fingerprint": rows.fingerprint},
+    }
+    if resumed:
+        checkpoint.check_resumable(resumed, meta, **identity)
+        checkpoint.tell_dtype(meta, machine)
+        checkpoint.restore_rng(meta, machine)
     examinations = chatcore_tasks() if args.chatcore_every > 0 else {}  # fetched now, not in mid-training
     validation_rows = max(1, min(args.eval_tokens // T, validation.num_rows))
     num_iterations = args.num_iterations if args.num_iterations > 0 else max(1, rows.num_rows // rows_per_step)
@@ -203,6 +196,7 @@ def teach(args, machine):
 
     def examine(step, last):
         if is_due(step, args.chatcore_every, last):
+            keeper.finish()  # an examination that fails loses nothing
             scores = quick_chatcore(args, examinations, model, tokenizer, machine)
             progress.chatcore = chatcore(scores)
             by_task = {f"chatcore/{name}": score["accuracy"] for name, score in scores.items()}

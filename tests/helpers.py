@@ -1,6 +1,7 @@
 """Small things that several tests need: tokenizers whose ids can be read, models that are random in every parameter."""
 
 import json
+import threading
 
 import numpy as np
 import torch
@@ -54,3 +55,43 @@ def write_token_files(folder, documents: list[list[int]], name: str = "shard_000
 
 def read_jsonl(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def all_ranks(world_size, monkeypatch, work):
+    """Run work(rank) as that many threads, which exchange by the runtime's collectives; the values by rank."""
+    meeting, shared, values = threading.Barrier(world_size, timeout=60), [None] * world_size, [None] * world_size
+    failures = []
+
+    def gather(self, value):
+        if self.world_size == 1:
+            return [value]
+        meeting.wait()
+        shared[self.rank] = value
+        meeting.wait()
+        found = list(shared)
+        meeting.wait()
+        return found
+
+    def total(self, tensor):
+        tensor.copy_(sum(gather(self, tensor.clone())))
+        return tensor
+
+    monkeypatch.setattr(Runtime, "gather", gather)
+    monkeypatch.setattr(Runtime, "sum", total)
+    monkeypatch.setattr(Runtime, "barrier", lambda self: gather(self, None))
+
+    def one(rank):
+        try:
+            values[rank] = work(rank)
+        except BaseException as error:
+            failures.append(error)
+            meeting.abort()
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return values

@@ -119,8 +119,8 @@ def one_thread():
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
 
 
-def torchrun(*command):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def torchrun(*command, ranks=2):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     how = dict(cwd=REPOSITORY, capture_output=True, text=True, env=one_thread(), timeout=300)
     done = subprocess.run([*launcher, *command], **how)
     assert done.returncode == 0, done.stdout + done.stderr
