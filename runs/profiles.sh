@@ -103,9 +103,9 @@ case $PROFILE in
       TINY_STEPS=1300 TIME_TEXT="about 14 minutes on two CPU cores without units for bfloat16"
     fi
     # The rule of the depth would take hours on two cores, so batch, horizon, rates, decay and momentum ramp are stated.
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=64 --max-seq-len=256 --window-pattern=L --device-batch-size=8 --total-batch-size=2048 --num-iterations=$TINY_STEPS --in-order --no-scaling --scalar-lr=0.02 --smear-init=2 --smear-lr=0.01 --weight-decay=0.05 --warmup-steps=30 --momentum-ramp-steps=300 --eval-every=400 --save-every=400 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=64 --max-seq-len=256 --window-pattern=L --device-batch-size=8 --total-batch-size=2048 --num-iterations=$TINY_STEPS --in-order --no-scaling --scalar-lr=0.02 --smear-init=2 --smear-lr=0.01 --weight-decay=0.05 --warmup-steps=30 --momentum-ramp-steps=300 --eval-every=400 --save-every=400 --keep=2 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
     BASE_EVAL_FLAGS="--device-batch-size=16 --split-tokens=131072"
-    SFT_FLAGS="--mixture=tiny --init-lr-frac=0.4 --scalar-lr=0.02 --smear-lr=0.01 --device-batch-size=16 --total-batch-size=4096 --eval-every=50 --eval-tokens=32768 --save-every=100 --chatcore-every=-1"
+    SFT_FLAGS="--mixture=tiny --init-lr-frac=0.4 --scalar-lr=0.02 --smear-lr=0.01 --device-batch-size=16 --total-batch-size=4096 --eval-every=50 --eval-tokens=32768 --save-every=100 --keep=2 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
     CHAT_EVAL_FLAGS="--batch-size=64 --max-new-tokens=64"
     RL_FLAGS=""
@@ -123,10 +123,10 @@ case $PROFILE in
     BUNDLE=eval_bundle
     DATA_FLAGS=""
     TOK_TRAIN_FLAGS="--num-files=8"
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --device-batch-size=$(single_rows) --num-files=$SHARDS --save-every=1000"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --num-files=$SHARDS --save-minutes=10 --keep=2"
     BASE_EVAL_FLAGS="--device-batch-size=$(single_rows)"
     # A part of the mixture: all of it would add half of the time of pretraining.
-    SFT_FLAGS="--mixture=default --num-iterations=250 --device-batch-size=$(single_rows) --save-every=100"
+    SFT_FLAGS="--mixture=default --num-iterations=250 --save-minutes=10 --keep=2"
     CHAT_EVAL_TASKS=""
     CHAT_EVAL_FLAGS=""
     RL_FLAGS=""
@@ -143,9 +143,9 @@ case $PROFILE in
     BUNDLE=eval_bundle
     DATA_FLAGS=""
     TOK_TRAIN_FLAGS="--num-files=8"
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --target-param-data-ratio=8 --device-batch-size=16 --fp8 --num-files=$SHARDS --save-every=2000"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --target-param-data-ratio=8 --device-batch-size=16 --fp8 --num-files=$SHARDS --save-minutes=10 --keep=2"
     BASE_EVAL_FLAGS="--device-batch-size=16"
-    SFT_FLAGS="--mixture=default --device-batch-size=16 --save-every=500"
+    SFT_FLAGS="--mixture=default --device-batch-size=16 --save-minutes=10 --keep=2"
     CHAT_EVAL_TASKS=""
     CHAT_EVAL_FLAGS=""
     RL_FLAGS=""

@@ -130,6 +130,36 @@ def test_without_a_name_wandb_is_not_even_imported(monkeypatch):
     use(one)
 
 
+def test_a_resumed_run_goes_on_in_the_same_wandb_run(monkeypatch):
+    started = []
+
+    def init(**how):
+        started.append(how)
+        return types.SimpleNamespace(id="abc123", log=lambda *args: None, finish=lambda: None)
+
+    fake_wandb(monkeypatch, init=init)
+    assert sink(run="named").wandb_id == "abc123"
+    again = sink(run="named", resume_step=4, wandb_id="abc123")
+    assert "id" not in started[0]
+    assert (started[1]["id"], started[1]["resume"], again.wandb_id) == ("abc123", "allow", "abc123")
+    assert sink().wandb_id is None
+
+
+def test_a_log_that_cannot_be_written_costs_one_warning(capsys):
+    class Full:
+        name = "log.jsonl"
+
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    one = sink()
+    one.lines.close()
+    one.lines = Full()
+    for step in range(3):
+        one.log(step, {"train/loss": 1.0})
+    assert capsys.readouterr().out.count("WARNING") == 1
+
+
 def test_a_wandb_that_is_not_installed_costs_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     use(sink(run="named"))

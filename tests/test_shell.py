@@ -3,8 +3,10 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -153,11 +155,79 @@ def test_hidden_gpus_do_not_count(bash):
 def test_more_hours_buy_depth_and_less_memory_fewer_rows(bash):
     def pretrain(memory, hours):
         gpus = [("NVIDIA A100", memory)]
-        (line,) = dry(bash, "--profile=single", "--only=3", gpus=gpus, SINGLE_HOURS=str(hours))
-        return [int(re.search(rf"--{flag}=(\d+)", line)[1]) for flag in ("depth", "device-batch-size")]
+        lines = dry(bash, "--profile=single", "--from=3", gpus=gpus, SINGLE_HOURS=str(hours))[:2]
+        return [int(re.search(rf"--{flag}=(\d+)", " ".join(lines))[1]) for flag in ("depth", "device-batch-size")]
 
     assert pretrain(81920, 24)[0] > pretrain(81920, 4)[0]
     assert pretrain(20480, 2)[1] < pretrain(81920, 2)[1]
+
+
+def test_the_long_runs_save_by_the_clock_and_keep_two(bash):
+    for profile in ("single", "gpt2"):
+        lines = dry(bash, "--profile", profile)
+        for stage in ("base_train", "chat_sft"):
+            (line,) = [line for line in lines if f"scripts.{stage} " in line]
+            assert "--save-minutes=10" in line and "--keep=2" in line
+
+
+# -- several nodes
+
+STAND_IN = '#!/bin/sh\necho "$*"\nenv | grep -E "^(PET_|TORCH_|OMP_|HEAD|NODES|JOB)"\n'
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    return str(python)
+
+
+def test_a_node_of_several_starts_torchrun_which_goes_on(bash, stand_in):
+    gpus = [("NVIDIA H100 80GB HBM3", 81559)] * 4
+    where = dict(NANOCHAT_PYTHON=stand_in, HEAD="node0", NODES="2", JOB="long")
+    done = bash("runs/multinode.sh", "scripts.base_train", "--depth=24", gpus=gpus, **where)
+    command, *environment = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert command.startswith("-m torch.distributed.run --nnodes=2 --nproc-per-node=4 --rdzv-backend=c10d ")
+    assert "--rdzv-endpoint=node0:29400 --rdzv-id=long" in command
+    assert command.endswith("-m scripts.base_train -- --depth=24 --resume")
+    assert "PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" in environment
+    again = bash("runs/multinode.sh", "scripts.base_train", "--resume-from-step=5", **where)
+    assert again.stdout.splitlines()[0].endswith("-- --resume-from-step=5")
+
+
+@pytest.mark.parametrize(
+    ("missing", "stage"), [("HEAD", "scripts.base_train"), ("NODES", "scripts.base_train"), ("stage", "--depth=24")]
+)
+def test_several_nodes_say_what_is_missing(bash, stand_in, missing, stage):
+    where = {"NANOCHAT_PYTHON": stand_in, "HEAD": "node0", "NODES": "2"}
+    where.pop(missing, None)
+    done = bash("runs/multinode.sh", stage, **where)
+    assert done.returncode == 2 and missing in done.stderr and not done.stdout
+
+
+def test_a_slurm_job_whose_time_is_up_stops_its_training_and_queues_again(tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    ready = tmp_path / "ready"
+    for name, text in {
+        "scontrol": f'if [ "$1" = show ]; then echo node3; echo node4; else echo "$*" >>{tmp_path}/queued; fi',
+        # a step that ends with 1 a second after its signal, as torchrun does
+        "srun": f"trap 'sleep 1; exit 1' USR1\necho $HEAD $NODES $* >{ready}\nwhile :; do sleep 0.1; done",
+    }.items():
+        (tools / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tools / name).chmod(0o755)
+    slurm = dict(SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_NODELIST="node[3-4]", SLURM_JOB_NUM_NODES="2", SLURM_JOB_ID="77")
+    env = os.environ | slurm | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    job = subprocess.Popen(["bash", "runs/slurm.sh", "scripts.base_train", "--depth=24"], cwd=ROOT, env=env)
+    deadline = time.time() + 30
+    while not (ready.exists() and ready.read_text()) and time.time() < deadline:
+        time.sleep(0.05)
+    assert ready.read_text() == "node3 2 bash runs/multinode.sh scripts.base_train --depth=24\n"
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(timeout=30) == 1
+    assert (tmp_path / "queued").read_text() == "requeue 77\n"
 
 
 @pytest.mark.parametrize("stage", ["3", "03", "pretrain", "03_pretrain"])
