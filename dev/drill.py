@@ -67,7 +67,7 @@ def main(args):
     finally:
         shutil.rmtree(folder)
     print(json.dumps(found))
-    return found["lost"] or found["corrupt"] or not found["final_loss_equal"]
+    return int(bool(found["lost"] or found["corrupt"] or not found["equal"]))
 
 
 def drill(kills: int, ranks: list[int], num_steps: int, rng: random.Random) -> dict:
@@ -83,11 +83,10 @@ def drill(kills: int, ranks: list[int], num_steps: int, rng: random.Random) -> d
         run = Training(f"killed-{len(trainings)}", num_steps)
         trainings.append(run)
         while True:
+            run.start(rng.choice(ranks))
             if sum(moments.values()) == kills:
-                run.start(rng.choice(ranks))
                 run.wait()
                 break
-            run.start(rng.choice(ranks))
             moment = run.kill(rng)
             if moment is None:  # it was through before the killer struck
                 break
@@ -100,15 +99,17 @@ def drill(kills: int, ranks: list[int], num_steps: int, rng: random.Random) -> d
                 flush=True,
             )
         corrupt += run.unreadable
-    same = [run.losses() == still.losses() for run in trainings]
-    near = [close(run.losses(), still.losses()) for run in trainings]
+    constant = len(ranks) == 1
+    losses = all(run.losses() == still.losses() for run in trainings)
+    files = all(run.files() == still.files() for run in trainings)
+    near = all(close(run.losses(), still.losses()) for run in trainings)
     return {
         "kills": sum(moments.values()),
         "lost": lost,
         "corrupt": corrupt,
-        "final_loss_equal": all(same) if len(ranks) == 1 else all(near),
-        "equal_means": "all losses and the last checkpoint, bit for bit" if len(ranks) == 1 else "losses to 1e-3",
-        "weights_equal": all(run.weights() == still.weights() for run in trainings),
+        "equal": losses and files if constant else near,
+        "equal_means": "losses, weights and moments to the bit" if constant else "losses to 1e-3",
+        "final_loss_equal": all(run.losses()[-2:] == still.losses()[-2:] for run in trainings),
         "moments": dict(sorted(moments.items())),
         "trainings": len(trainings),
         "steps": num_steps,
@@ -220,16 +221,20 @@ class Training:
         return meta["step"] == step
 
     def log_size(self) -> int:
-        log = paths.results_dir(self.tag) / "base_train.jsonl"
-        return log.stat().st_size if log.exists() else 0
+        try:
+            return (paths.results_dir(self.tag) / "base_train.jsonl").stat().st_size
+        except FileNotFoundError:  # also for a moment when a run begins afresh
+            return 0
 
     def losses(self) -> list[float]:
         log = paths.results_dir(self.tag) / "base_train.jsonl"
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         return [line.get("train/step_loss", line.get("val/bpb")) for line in lines]
 
-    def weights(self) -> bytes:
-        return (checkpoint.step_folder(self.folder, self.num_steps) / "model.safetensors").read_bytes()
+    def files(self) -> dict[str, bytes]:
+        """Weights and optimizer state of the last checkpoint."""
+        folder = checkpoint.step_folder(self.folder, self.num_steps)
+        return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
 
 
 def close(losses: list[float], others: list[float]) -> bool:

@@ -26,6 +26,7 @@ from nanochat.tokenizer import Tokenizer, TokenizerError
 
 FORMAT_VERSION = 1
 ASIDE = ".before-"  # in the name of a model that a newer one of the same tag has taken the place of
+SECONDS_TO_SEE = 60  # what another node has written: network file systems remember names for so long
 MAKERS = {"base": "scripts.base_train", "sft": "scripts.chat_sft", "rl": "scripts.chat_rl"}
 
 
@@ -67,11 +68,27 @@ def find(source: str, tag: str | None = None, step: int | None = None) -> Path:
     return step_folder(folder, step)
 
 
-def find_resume(source: str, tag: str, newest: bool, step: int = -1) -> Path | None:
-    """The checkpoint to go on from: that of a given step, or the newest if there is one; None to start afresh."""
-    if step == -1 and not (newest and list_steps(paths.checkpoint_dir(source, tag))):
-        return None
-    return find(source, tag, step)
+def find_resume(source: str, tag: str, newest: bool, step: int, runtime: Runtime) -> Path | None:
+    """The checkpoint to go on from: that of a given step, or the newest if there is one; None to start afresh. Rank 0
+    chooses for all: a network file system may show other nodes what was there a minute ago."""
+    chosen = None
+    if runtime.is_main:
+        try:
+            if step != -1 or (newest and list_steps(paths.checkpoint_dir(source, tag))):
+                chosen = find(source, tag, step)
+        except CheckpointError as error:
+            chosen = error
+    chosen = runtime.gather(chosen)[0]
+    if isinstance(chosen, CheckpointError):
+        raise chosen
+    deadline = time.monotonic() + SECONDS_TO_SEE
+    while chosen and not (chosen / "meta.json").exists():
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"rank {runtime.rank} does not see {chosen}: NANOCHAT_BASE_DIR must be a folder that all nodes share"
+            )
+        time.sleep(0.5)
+    return chosen
 
 
 def set_aside(folder: Path, runtime: Runtime, after: int = -1) -> None:

@@ -65,7 +65,8 @@ def choose_rows(
 
 
 class DeviceBatch:
-    """Rows on a device at once. Halved where memory runs out; the rows of a step stay what they are."""
+    """Rows on a device at once; the last of a step may be fewer. Halved where memory runs out: the rows of a step stay
+    what they are."""
 
     def __init__(self, rows: int, runtime: Runtime):
         self.rows, self.runtime = rows, runtime
@@ -86,12 +87,13 @@ class DeviceBatch:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """torch's own kind on GPUs; on a CPU the allocator's words."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """torch's own kind on GPUs; elsewhere, and from the libraries below it, the words."""
+    words = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in words)
 
 
 def split_batch(total_batch_size: int, sequence_len: int, at_once: int, runtime: Runtime) -> tuple[int, DeviceBatch]:
-    """The rows of a step over all ranks, and the device batch: at_once, lowered to what divides a rank's share.
+    """The rows of a step over all ranks, and the device batch: at_once, or a rank's whole share where that is smaller.
 
     total_batch_size in tokens. ValueError, naming the nearest batches and the nearest numbers of ranks, when the step
     does not divide among the ranks.
@@ -110,5 +112,4 @@ def split_batch(total_batch_size: int, sequence_len: int, at_once: int, runtime:
             more = [n for n in range(ranks + 1, rows + 1) if rows % n == 0][:1]
             message += f"; the nearest numbers of ranks: {' or '.join(map(str, [fewer, *more]))}"
         raise ValueError(message)
-    share = rows // ranks
-    return rows, DeviceBatch(max(n for n in range(1, min(share, at_once) + 1) if share % n == 0), runtime)
+    return rows, DeviceBatch(min(at_once, rows // ranks), runtime)

@@ -5,6 +5,7 @@ import json
 import mmap
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -20,7 +21,8 @@ PLAIN_SECONDS = 10  # between two progress lines where there is no terminal
 
 
 class Results:
-    """One run of one stage. Only rank 0 writes. stage names the files, tag the folder under results/."""
+    """One run of one stage. Only rank 0 writes. stage names the files, tag the folder under results/. resume_step: of
+    the checkpoint from which the run goes on; measured_at: the last step whose bits per byte it holds."""
 
     def __init__(
         self,
@@ -31,23 +33,24 @@ class Results:
         config: dict | None = None,
         project: str = "nanochat",
         resume_step: int = -1,
+        measured_at: int = -1,
         wandb_id: str | None = None,
     ):
         self.stage, self.tag, self.runtime, self.config = stage, tag, runtime, config or {}
         self.started = time.time()
         self.folder = paths.results_dir(tag)
+        self.log_file = self.folder / f"{stage}.jsonl"
         self.lines = None
         self.full_disk = False
         self.wandb = None
         if not runtime.is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        log = self.folder / f"{stage}.jsonl"
         if resume_step == -1:
-            log.unlink(missing_ok=True)
-        elif log.exists():
-            cut(log, resume_step)
-        self.lines = open(log, "a", buffering=1, encoding="utf-8")
+            self.log_file.unlink(missing_ok=True)
+        elif self.log_file.exists():
+            cut(self.log_file, resume_step, measured_at)
+        self.lines = open(self.log_file, "a", buffering=1, encoding="utf-8")
         if run != "dummy":
             self.wandb = start_wandb(project, run, self.config, wandb_id)
 
@@ -59,25 +62,28 @@ class Results:
     def log(self, step: int, values: dict) -> None:
         """values: wandb's key -> number."""
         if self.lines:
-            try:
-                self.lines.write(json.dumps({"step": step, **values}) + "\n")
-                self.full_disk = False
-            except OSError as error:  # what was written stays in the buffer, and goes out when there is room again
-                if not self.full_disk:
-                    print(f"WARNING: the log {self.lines.name} cannot be written: {error}", flush=True)
-                self.full_disk = True
+            self._despite_a_full_disk(self.lines.write, json.dumps({"step": step, **values}) + "\n")
         self._to_wandb("log", {"step": step, **values})
 
     def finish(self, summary: dict) -> None:
         """Write results/<tag>/<stage>.json."""
         if self.lines:
-            self.lines.close()
+            self._despite_a_full_disk(self.lines.close)
             started = datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="seconds")
             head = {"stage": self.stage, "tag": self.tag, "command": command_line(), "started": started}
             seconds = round(time.time() - self.started, 2)
             tail = {"seconds": seconds, "environment": environment(self.runtime), "config": self.config}
             paths.write_json(self.folder / f"{self.stage}.json", {**head, **summary, **tail})
         self._to_wandb("finish")
+
+    def _despite_a_full_disk(self, act, *args) -> None:
+        """A log with a hole is better than no training: one line says so."""
+        try:
+            act(*args)
+        except OSError as error:
+            if not self.full_disk:
+                print(f"WARNING: {self.log_file} cannot be written, lines will be missing: {error}", flush=True)
+            self.full_disk = True
 
     def _to_wandb(self, call: str, *args) -> None:
         if self.wandb:
@@ -88,28 +94,28 @@ class Results:
                 self.wandb = None
 
 
-def cut(log: Path, step: int) -> None:
-    """Drop the lines of steps that are about to be made again: from the end, so that a long log costs no more."""
+def cut(log: Path, step: int, measured_at: int) -> None:
+    """Drop the lines of what is about to be done again: from the end, so that a long log costs no more."""
     with open(log, "r+b") as file:
         end = os.path.getsize(log)
         with mmap.mmap(file.fileno(), 0) if end else io.BytesIO() as text:
             while end:
                 begin = text.rfind(b"\n", 0, end - 1) + 1
-                if _precedes(text[begin:end], step):
+                if _precedes(text[begin:end], step, measured_at):
                     break
                 end = begin
         file.truncate(end)
 
 
-def _precedes(line: bytes, step: int) -> bool:
-    """Whether a logged line belongs to what a checkpoint of `step` has seen: its bits per byte, but nothing later."""
+def _precedes(line: bytes, step: int, measured_at: int) -> bool:
+    """Whether a checkpoint of `step` has seen what a line logs: steps before it, and bits per byte up to its own."""
     try:
         values = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         values = None
     if values is None:  # torn by a kill or a full disk
         return False
-    return values["step"] < step or (values["step"] == step and "val/bpb" in values)
+    return values["step"] < step or (values["step"] <= measured_at and "val/bpb" in values)
 
 
 def read(tag: str, stage: str) -> dict | None:
@@ -121,7 +127,7 @@ def read(tag: str, stage: str) -> dict | None:
 def command_line() -> str:
     main = sys.modules["__main__"]
     module = getattr(main.__spec__, "name", None) if getattr(main, "__spec__", None) else None
-    return " ".join([f"python -m {module}" if module else sys.argv[0], *sys.argv[1:]])
+    return shlex.join([*(["python", "-m", module] if module else [sys.argv[0]]), *sys.argv[1:]])
 
 
 def environment(runtime: Runtime) -> dict:

@@ -161,6 +161,7 @@ class StopSignals:
     def _remember(self, number, frame):
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which is what torchrun makes of a second Ctrl-C
         if self.received is None:
             self.received = signal.Signals(number)
             # print() may be under way where the signal struck, and would refuse
@@ -223,8 +224,9 @@ def stage(device_type: str = "", mistakes: tuple = (ValueError,), training: bool
         silent = machine.silent_ranks()
         if not silent:
             raise
+        others = ", ".join(map(str, silent))
         raise SystemExit(
-            f"rank {machine.rank}: rank {', '.join(map(str, silent))} of {machine.world_size} is gone. "
+            f"rank {machine.rank}: rank {others} of {machine.world_size} does not answer any more. "
             "The same command with --resume goes on from the last checkpoint, on any number of ranks"
         ) from error
     finally:

@@ -9,6 +9,7 @@ import concurrent.futures
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -20,12 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from nanochat import results
-from nanochat.checkpoint import FORMAT_VERSION, list_steps, step_folder
+from nanochat.checkpoint import FORMAT_VERSION, SECONDS_TO_SEE, list_steps, step_folder
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
 from nanochat.progress import is_due
 from nanochat.runtime import Runtime, StopSignals
 
+MODEL = "model.safetensors"
 WRITE_ERRORS = (OSError, SafetensorError)  # a disk's, not a mistake of ours
 LAST_TRIES, SECONDS_BETWEEN_TRIES = 20, 30  # for the checkpoint of the last step
 
@@ -53,7 +55,8 @@ def check_flags(parser, args) -> None:
 class Saver:
     """Saves one run, step after step, under `folder` (paths.checkpoint_dir(stage, tag)).
 
-    saved: the step that is on disk already, when the run goes on from one. All ranks make the same calls.
+    saved: the step that is on disk already, when the run goes on from one. log: a file to flush with every save. All
+    ranks make the same calls.
     """
 
     def __init__(
@@ -66,9 +69,10 @@ class Saver:
         every: int = -1,
         minutes: float = -1,
         keep: int = -1,
+        log: Path | None = None,
     ):
         self.folder, self.model, self.optimizer, self.runtime = folder, model, optimizer, runtime
-        self.every, self.minutes, self.keep = every, minutes, keep
+        self.every, self.minutes, self.keep, self.log = every, minutes, keep, log
         self.asked = saved  # the step that was last saved or is being saved
         self.failed = False
         self.time_is_up = False
@@ -79,14 +83,48 @@ class Saver:
             for leftover in folder.glob(".step_*"):  # of a run that was killed
                 shutil.rmtree(leftover, ignore_errors=True)
         runtime.barrier()
+        self._probe()
         self.thread = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         # memory that is new costs more than the copying, so it is taken now and kept
         self.copies = self.thread.submit(lambda: {name: _host_copies(part) for name, part in self.files().items()})
 
+    def _probe(self) -> None:
+        """Every rank writes a small file: better to hear at the beginning than after hours that this folder cannot be
+        written, or is another one on another node."""
+        error = None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".step_probe_{self.runtime.rank}"
+            probe.write_text("")
+            _flush(probe)
+            _flush(self.folder)
+        except OSError as refused:
+            error = str(refused)
+        errors = self.runtime.gather(error)
+        if any(errors):
+            where = ", ".join(f"rank {rank}: {text}" for rank, text in enumerate(errors) if text)
+            self.runtime.print(f"WARNING: checkpoints cannot be written at present ({where})")
+        unseen = []
+        if self.runtime.is_main and not any(errors):
+            probes = {rank: self.folder / f".step_probe_{rank}" for rank in range(self.runtime.world_size)}
+            deadline = time.monotonic() + SECONDS_TO_SEE
+            while unseen := [rank for rank, probe in probes.items() if not probe.exists()]:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.1)
+        unseen = self.runtime.gather(unseen)[0]
+        for probe in self.folder.glob(".step_probe_*"):
+            probe.unlink(missing_ok=True)
+        if unseen:
+            raise ValueError(
+                f"what rank {', '.join(map(str, unseen))} writes in {self.folder} is not seen by rank 0: "
+                "NANOCHAT_BASE_DIR must be a folder that all nodes share"
+            )
+
     # -- when
 
     def due(self, step: int, last: bool) -> bool:
-        return step != self.asked and (last or self.time_is_up or is_due(step, self.every, last))
+        return step != self.asked and (last or self.time_is_up or is_due(step, self.every, False))
 
     def news(self) -> list[float]:
         """What this rank has to tell at a step: that the time is up, that it is writing, that writing failed."""
@@ -124,32 +162,37 @@ class Saver:
             **({"optimizer_steps": self.optimizer.steps} if self.optimizer else {}),
             **meta,
         }
-        self.writing = self.thread.submit(write, self._partial, copies, meta if self.runtime.is_main else None)
+        own = (None, 0, None)
+        if self.runtime.is_main:  # the other ranks' shares are of the size of this one's
+            shares = {name: 1 if name == MODEL else self.runtime.world_size for name in files}
+            needed = sum(shares[name] * tensor.nbytes for name in files for tensor in files[name].values())
+            own = (meta, needed, self.log)
+        self.writing = self.thread.submit(write, self._partial, copies, *own)
 
     def finish(self) -> bool:
         """Wait for the save under way. Whether the one that was asked for last is complete, the same on all ranks."""
         self._wait()
         return not self._anywhere(self.failed)
 
-    def save_last(self, save, step: int) -> None:
-        """Make sure that the last step is on disk: where it could not be written, try again for ten minutes."""
-        for tries_left in reversed(range(LAST_TRIES)):
+    def ensure(self, save, step: int, tries: int = 1) -> None:
+        """Have the step on disk: save it unless it is, wait, and try again half a minute after each failure."""
+        for tries_left in reversed(range(tries)):
+            if self.asked != step:
+                save(step)
             if self.finish():
                 return
-            if not tries_left:
-                break
-            self.runtime.print(f"trying again in {SECONDS_BETWEEN_TRIES} s; free some space in {self.folder}")
-            time.sleep(SECONDS_BETWEEN_TRIES)
-            save(step)
-        raise ValueError(f"step {step} could not be saved; {self.last_good()}")
+            self.asked = -1
+            if tries_left:
+                self.runtime.print(f"trying again in {SECONDS_BETWEEN_TRIES} s; free some space in {self.folder}")
+                time.sleep(SECONDS_BETWEEN_TRIES)
+        if tries > 1:
+            raise ValueError(f"step {step} could not be saved; {self.last_good()}")
 
     def leave(self, signals: StopSignals) -> None:
         """End the process after a signal, with the exit code that shells know: 128 + its number."""
         complete = self.finish()
         number = max(self.runtime.gather(int(signals.received or 0)))
-        again = results.command_line()
-        if "--resume" not in again.split():
-            again += " --resume"
+        again = _resuming(results.command_line())
         if self.runtime.world_size > 1:
             again += "   (by torchrun, on as many ranks as there are then)"
         self.runtime.print(
@@ -172,7 +215,7 @@ class Saver:
         """This rank's files: name -> tensors. The weights are rank 0's, of the optimizer every rank has a share."""
         files = {}
         if self.runtime.is_main:
-            files["model.safetensors"] = {name: p.detach() for name, p in self.model.named_parameters()}
+            files[MODEL] = {name: p.detach() for name, p in self.model.named_parameters()}
         if self.optimizer:
             files[f"optim_{self.runtime.rank:05d}.safetensors"] = {
                 f"{name}:{key}:{first}:{whole}": tensor
@@ -200,11 +243,15 @@ class Saver:
         if not failed:
             try:
                 self._partial.rename(step_folder(self.folder, self.asked))
-                _flush(self.folder)
-                self._rotate()
-                return
             except OSError as late:
                 self.failed, errors = True, [str(late)]
+        if not self.failed:
+            try:
+                _flush(self.folder)
+                self._rotate()
+            except OSError as late:
+                print(f"WARNING: {self.folder}: {late}", flush=True)
+            return
         shutil.rmtree(self._partial, ignore_errors=True)
         where = ", ".join(f"rank {rank}: {text}" for rank, text in enumerate(errors) if text)
         print(f"WARNING: step {self.asked} could not be saved ({where}); {self.last_good()}", flush=True)
@@ -217,31 +264,36 @@ class Saver:
             self.thread.submit(shutil.rmtree, gone, ignore_errors=True)
 
 
-def save_checkpoint(
-    folder: Path, step: int, model: GPT, optimizer: MuonAdamW | None, meta: dict, runtime: Runtime
-) -> None:
-    """Save once, and wait for it."""
-    saver = Saver(folder, model, optimizer, runtime)
-    saver.save(step, meta)
-    if not saver.finish():
-        raise OSError(f"step {step} could not be saved in {folder}")
+def _resuming(command: str) -> str:
+    """The command with --resume in the place of what it was told to go on from."""
+    words = re.sub(r" --resume(-from-step(=| )\S+)?(?= |$)", "", command)
+    return f"{words} --resume"
 
 
 def _host_copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {
-        key: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).zero_()
-        for key, tensor in tensors.items()
-    }
+    """Memory of the same shapes for the thread to write from; pinned for GPUs, where the system has enough of it."""
+    try:
+        return {
+            key: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).zero_()
+            for key, tensor in tensors.items()
+        }
+    except RuntimeError as error:
+        if not any(tensor.is_cuda for tensor in tensors.values()):
+            raise
+        print(f"saving will hold the training a little longer: no pinned memory ({error})", flush=True)
+        return {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in tensors.items()}
 
 
-def write(folder: Path, files: dict[str, dict[str, torch.Tensor]], meta: dict | None) -> None:
+def write(folder: Path, files: dict[str, dict], meta: dict | None, needed: int = 0, log: Path | None = None) -> None:
+    """Write a rank's files and flush them. needed: bytes of all ranks."""
     folder.mkdir(parents=True, exist_ok=True)
-    needed = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
     if (free := shutil.disk_usage(folder).free) < needed:  # rather than to fill the disk, on which others write, too
         raise OSError(errno.ENOSPC, f"{needed / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB free in", str(folder))
     for name, tensors in files.items():
         save_file(tensors, folder / name)
         _flush(folder / name)
+    if log is not None:
+        _flush(log)
     if meta is not None:
         (folder / "meta.json").write_text(json.dumps(meta, indent=1))
         _flush(folder / "meta.json")

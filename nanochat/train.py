@@ -12,7 +12,7 @@ from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
 from nanochat.results import LiveLine, Results, clock
 from nanochat.runtime import Runtime, StopSignals, peak_flops
-from nanochat.saver import Saver
+from nanochat.saver import LAST_TRIES, Saver
 
 WARM_STEPS = 10  # steps that are not timed: compilation, cold caches
 MAX_SKIPPED = 10  # steps in a row that --on-nan skip leaves out before it gives up
@@ -58,6 +58,13 @@ def optimizer_step(
     return Outcome(loss, finite, bool(finite_here), heard)
 
 
+def forward_backward(model, x, y, factor: float, num_targets: torch.Tensor) -> torch.Tensor:
+    """A function of its own, so that nothing of the graph outlives an out-of-memory error."""
+    loss = model(x, y, loss_reduction="sum")
+    (loss * factor / num_targets).backward()
+    return loss.detach()
+
+
 def accumulate(
     model, optimizer: MuonAdamW, inputs, targets, device_batch: DeviceBatch, factor: float, num_targets: torch.Tensor
 ) -> torch.Tensor:
@@ -68,9 +75,7 @@ def accumulate(
         total = torch.zeros((), device=inputs.device)
         try:
             for x, y in zip(inputs.split(device_batch.rows), targets.split(device_batch.rows), strict=True):
-                loss = model(x, y, loss_reduction="sum")
-                (loss * factor / num_targets).backward()
-                total += loss.detach()
+                total += forward_backward(model, x, y, factor, num_targets)
             return total
         except RuntimeError as error:
             device_batch.halve(error)
@@ -111,8 +116,7 @@ def train(
     live = LiveLine(runtime)
     peak = peak_flops(runtime.device)
     scaling = runtime.dtype == torch.float16
-    skipped_in_a_row = 0
-    stop = False
+    first_step, skipped_in_a_row, stop = progress.step, 0, False
     with StopSignals() as signals:
         while True:
             step = progress.step
@@ -123,7 +127,8 @@ def train(
             if stop or saver.due(step, last):
                 save(step)
             if last:
-                saver.save_last(save, step)
+                saver.ensure(save, step, LAST_TRIES)
+                stop = stop or any(runtime.gather(signals.received is not None))
             if stop:
                 saver.leave(signals)
             if last:
@@ -139,7 +144,8 @@ def train(
             seconds = time.perf_counter() - begin
             stop, *saver_news = outcome.news
             saver.heard(saver_news)
-            overflow = scaling and math.isfinite(outcome.loss)  # of the scaled gradients: float16's daily bread
+            # float16's daily bread is that scaled gradients overflow
+            overflow = scaling and math.isfinite(outcome.loss) and progress.loss_scale >= 1
             if scaling:
                 progress.saw_scaled_step(outcome.finite)
             if outcome.finite:
@@ -150,7 +156,7 @@ def train(
                 skipped_in_a_row += 1
                 not_finite(step, outcome, runtime, saver, on_nan == "skip" and skipped_in_a_row <= MAX_SKIPPED)
             progress.step += 1
-            if step >= WARM_STEPS:
+            if step - first_step >= WARM_STEPS:
                 progress.training_time += seconds
                 progress.timed_steps += 1
             rate = tokens_per_step / seconds
@@ -185,14 +191,16 @@ def train(
 
 def not_finite(step: int, outcome: Outcome, runtime: Runtime, saver: Saver, go_on: bool) -> None:
     """Say which ranks saw what is no number, and stop, unless the step is to be left out."""
-    ranks = [rank for rank, finite in enumerate(runtime.gather(outcome.finite_here)) if not finite]
-    what = f"step {step}: the loss or a gradient of rank {', '.join(map(str, ranks))} is not finite"
+    ranks = [str(rank) for rank, finite in enumerate(runtime.gather(outcome.finite_here)) if not finite]
+    where = f"rank {', '.join(ranks)}" if ranks else "all ranks together"
+    what = f"step {step}: the loss or a gradient of {where} is not finite"
     if go_on:
         runtime.print(f"{what}; the step is left out")
         return
     saver.finish()
-    mending = "go on from there with --resume and --on-nan skip, or with lower rates"
-    raise SystemExit(f"{what}; {saver.last_good()}; {mending}" if runtime.is_main else 1)
+    runtime.print(f"{what}; {saver.last_good()}; go on from there with --resume and lower rates, or --on-nan skip")
+    runtime.barrier()  # before torchrun notices that a rank has ended
+    raise SystemExit(1)
 
 
 def compiled(model, choice: int):

@@ -13,8 +13,8 @@ case $NANOCHAT_BASE_DIR in /*) ;; \~/*) NANOCHAT_BASE_DIR=$HOME/${NANOCHAT_BASE_
 WANDB_RUN=${WANDB_RUN:-dummy} # the name of the wandb run; dummy: no wandb
 export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 PYTHON=${NANOCHAT_PYTHON:-$VENV/bin/python}
-# torchrun's own settings: pass SIGUSR1 on to the ranks, too, and leave them two minutes to save.
-export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=120
+# torchrun's own settings: pass SIGUSR1 on to the ranks, too, and leave them a minute to save.
+export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=60
 
 MODE=run # run | print (--dry-run) | key (what a mark remembers of a command)
 PROFILE='' DEPTH='' REDO='' SERVE='' FROM='' ONLY='' RESUME=''

@@ -21,7 +21,8 @@ export HEAD NODES="$SLURM_JOB_NUM_NODES" JOB="nanochat-$SLURM_JOB_ID"
 stopping=''
 trap 'stopping=1; kill -USR1 "$step"' USR1 # srun passes it to every node, torchrun to every rank
 
-srun bash runs/multinode.sh "$@" &
+# srun does not take the number of CPUs from sbatch; a node that fails ends the step on all
+srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=1 bash runs/multinode.sh "$@" &
 step=$!
 status=0
 wait "$step" || status=$?

@@ -95,7 +95,7 @@ def pretrain(args, machine):
     at_once = memory.choose_rows(args.device_batch_size, config, T, machine, compiles, default=32)
     rows_per_step, device_batch = memory.split_batch(the_plan.total_batch_size, T, at_once, machine)
     folder = paths.checkpoint_dir("base", args.model_tag)
-    resumed = checkpoint.find_resume("base", args.model_tag, args.resume, args.resume_from_step)
+    resumed = checkpoint.find_resume("base", args.model_tag, args.resume, args.resume_from_step, machine)
     meta = checkpoint.read_meta(resumed) if resumed else {}
     progress = Progress(**meta.get("progress", {}))
     first_step = progress.step
@@ -147,8 +147,9 @@ def pretrain(args, machine):
     checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, args.compile)
     names = ("base_train", args.model_tag, machine, args.run, vars(args), "nanochat")
-    sink = results.Results(*names, resume_step, meta.get("wandb_id"))
-    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, args.save_every, args.save_minutes, args.keep)
+    sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"))
+    when = (args.save_every, args.save_minutes, args.keep)
+    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file)
 
     def set_rates(step):
         multiplier = schedules.learning_rate(
@@ -187,7 +188,7 @@ def pretrain(args, machine):
     def examine(step, last):
         with fp8.disabled(model):
             if is_due(step, args.core_metric_every, last):
-                keeper.finish()  # an examination that fails loses nothing
+                keeper.ensure(save, step)  # an examination takes long, and may fail
                 core = evaluate_core(model, tokenizer, bundle, machine, args.core_metric_max_per_task)
                 progress.core = core["metric"]
                 centered = {label: task["centered"] for label, task in core["tasks"].items()}

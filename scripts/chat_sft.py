@@ -123,7 +123,7 @@ def teach(args, machine):
     at_once = memory.choose_rows(args.device_batch_size, config, T, machine, compiles, default)
     rows_per_step, device_batch = memory.split_batch(total_batch_size, T, at_once, machine)
     folder = paths.checkpoint_dir("sft", tag)
-    resumed = checkpoint.find_resume("sft", tag, args.resume, args.resume_from_step)
+    resumed = checkpoint.find_resume("sft", tag, args.resume, args.resume_from_step, machine)
     meta = checkpoint.read_meta(resumed) if resumed else {}
     progress = Progress(**meta.get("progress", {}))
     first_step = progress.step
@@ -161,8 +161,9 @@ def teach(args, machine):
     checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, args.compile)
     names = ("chat_sft", tag, machine, args.run, vars(args), "nanochat-sft")
-    sink = results.Results(*names, resume_step, meta.get("wandb_id"))
-    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, args.save_every, args.save_minutes, args.keep)
+    sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"))
+    when = (args.save_every, args.save_minutes, args.keep)
+    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file)
 
     def set_rates(step):
         multiplier = schedules.learning_rate_by_progress(
@@ -196,7 +197,7 @@ def teach(args, machine):
 
     def examine(step, last):
         if is_due(step, args.chatcore_every, last):
-            keeper.finish()  # an examination that fails loses nothing
+            keeper.ensure(save, step)  # an examination takes long, and may fail
             scores = quick_chatcore(args, examinations, model, tokenizer, machine)
             progress.chatcore = chatcore(scores)
             by_task = {f"chatcore/{name}": score["accuracy"] for name, score in scores.items()}

@@ -6,12 +6,12 @@ import sys
 import zlib
 
 import torch
+from helpers import save_checkpoint
 
 from nanochat import batches, checkpoint, dataset, paths, runtime, schedules
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.memory import split_batch
 from nanochat.optim import MuonAdamW, param_groups
-from nanochat.saver import save_checkpoint
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import optimizer_step
 

@@ -10,6 +10,7 @@ from nanochat.dataset import TokenFile
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.optim import MuonAdamW, param_groups
 from nanochat.runtime import Runtime
+from nanochat.saver import Saver
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
@@ -95,3 +96,11 @@ def all_ranks(world_size, monkeypatch, work):
     if failures:
         raise failures[0]
     return values
+
+
+def save_checkpoint(folder, step, model, optimizer, meta, runtime) -> None:
+    """Save once, and wait for it."""
+    saver = Saver(folder, model, optimizer, runtime)
+    saver.save(step, meta)
+    if not saver.finish():
+        raise OSError(f"step {step} could not be saved in {folder}")

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import save_checkpoint
 
 from nanochat import paths, runtime
 from nanochat.corpora import write_shard
 from nanochat.dataset import tokenize
 from nanochat.gpt import GPTConfig, build_model
-from nanochat.saver import save_checkpoint
 from nanochat.tokenizer import Tokenizer
 from scripts import base_eval
 

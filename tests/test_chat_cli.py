@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import requests
 import torch
+from helpers import save_checkpoint
 
 from nanochat import paths
 from nanochat.engine import Event
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.runtime import start
-from nanochat.saver import save_checkpoint
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
 from scripts import chat_cli, chat_web
 

@@ -3,16 +3,26 @@
 import json
 import os
 import re
+import threading
 
 import pytest
 import torch
-from helpers import CPU, MERGES, all_ranks, byte_tokenizer, optimizer_of, random_model, rank_of, small_config
+from helpers import (
+    CPU,
+    MERGES,
+    all_ranks,
+    byte_tokenizer,
+    optimizer_of,
+    random_model,
+    rank_of,
+    save_checkpoint,
+    small_config,
+)
 
 from nanochat import checkpoint, paths
 from nanochat.checkpoint import CheckpointError
 from nanochat.gpt import build_model
 from nanochat.runtime import Runtime
-from nanochat.saver import save_checkpoint
 from nanochat.tokenizer import TokenizerError
 
 TOKENIZER = byte_tokenizer(MERGES)
@@ -201,14 +211,49 @@ def test_an_unknown_tag_or_step_says_what_there_is():
 
 
 def test_where_to_go_on_is_the_newest_or_a_given_step_or_the_beginning():
-    assert checkpoint.find_resume("base", "d2", newest=True) is None
+    def resume(newest, step=-1):
+        return checkpoint.find_resume("base", "d2", newest, step, CPU)
+
+    assert resume(True) is None
     for step in (9, 10):
         save(step=step)
-    assert checkpoint.find_resume("base", "d2", newest=False) is None
-    assert checkpoint.find_resume("base", "d2", newest=True).name == "step_000010"
-    assert checkpoint.find_resume("base", "d2", newest=False, step=9).name == "step_000009"
+    assert resume(False) is None
+    assert resume(True).name == "step_000010"
+    assert resume(False, 9).name == "step_000009"
     with pytest.raises(CheckpointError, match="no step 11"):
-        checkpoint.find_resume("base", "d2", newest=False, step=11)
+        resume(False, 11)
+
+
+def test_all_ranks_go_on_from_the_step_that_the_first_one_sees(monkeypatch):
+    """A network file system may show other nodes an older list."""
+    for step in (9, 10):
+        save(step=step)
+    seen, stale = {}, threading.local()
+    real = checkpoint.list_steps
+    monkeypatch.setattr(checkpoint, "list_steps", lambda folder: [] if getattr(stale, "on", False) else real(folder))
+
+    def work(rank):
+        stale.on = rank == 1
+        seen[rank] = checkpoint.find_resume("base", "d2", True, -1, rank_of(rank, 2)).name
+
+    all_ranks(2, monkeypatch, work)
+    assert seen == {0: "step_000010", 1: "step_000010"}
+
+
+def test_a_rank_that_never_sees_the_checkpoint_says_so(monkeypatch):
+    save(step=9)
+    monkeypatch.setattr(checkpoint, "SECONDS_TO_SEE", 0.1)
+    monkeypatch.setattr(Runtime, "gather", lambda self, value: [paths.checkpoint_dir("base", "d2") / "step_000010"] * 2)
+    with pytest.raises(CheckpointError, match="rank 1 does not see .*step_000010.*NANOCHAT_BASE_DIR"):
+        checkpoint.find_resume("base", "d2", True, -1, rank_of(1, 2))
+
+
+def test_what_the_first_rank_cannot_find_is_said_by_all(monkeypatch):
+    def work(rank):
+        with pytest.raises(CheckpointError, match="no base model with tag 'd2'"):
+            checkpoint.find_resume("base", "d2", False, 5, rank_of(rank, 2))
+
+    all_ranks(2, monkeypatch, work)
 
 
 def test_going_back_to_a_step_puts_the_later_ones_aside(capsys):

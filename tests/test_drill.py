@@ -14,4 +14,4 @@ def test_five_kills_lose_nothing():
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["kills"] == 5 and found["lost"] == found["corrupt"] == 0
-    assert found["final_loss_equal"] and found["weights_equal"]
+    assert found["equal"] and found["final_loss_equal"]

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
+from helpers import CPU, optimizer_of, random_model, small_config
 from safetensors.torch import load_file
 from small_runs import (
     BASE,
@@ -17,8 +19,10 @@ from small_runs import (
     REPOSITORY,
     STEPS,
     TINY,
+    Killed,
     assert_same_run,
     complaint,
+    kill_in_step,
     lines,
     losses,
     make_world,
@@ -95,6 +99,19 @@ def test_a_run_that_is_stopped_at_any_step_goes_on_to_the_bit(world, monkeypatch
     assert_same_run(tag, "d2")
 
 
+def test_a_run_that_is_killed_in_the_step_after_a_stop_logs_nothing_twice(world, monkeypatch):
+    """Stopped before bits per byte were measured; the next life measures them, and is killed before it saves."""
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        at_step(patch, 3, send(signal.SIGTERM))
+        pretrain("stop-kill", ALL)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_in_step(patch, 1)
+        pretrain("stop-kill", f"{ALL} --resume")
+    assert [line["step"] for line in lines("stop-kill") if "val/bpb" in line] == [0, 4]
+    pretrain("stop-kill", f"{ALL} --resume")
+    assert_same_run("stop-kill", "d2")
+
+
 def test_sft_is_stopped_and_goes_on_to_the_bit(world, monkeypatch):
     for tag in ("pupil", "truant"):
         shutil.copytree(paths.checkpoint_dir("base", "d2"), paths.checkpoint_dir("base", tag))
@@ -125,13 +142,28 @@ def test_sft_does_not_go_on_with_other_conversations_or_another_base(world, monk
 LONG = f"{BASE} {GENTLE} --num-iterations 100000 --eval-every -1"
 
 
-def start_run(tag, ranks, more=""):
+@pytest.fixture
+def running():
+    """start(command) -> a process in a session of its own; what a failing test leaves behind is killed, torchrun's
+    ranks too."""
+    started = []
+
+    def start(command):
+        how = dict(cwd=REPOSITORY, env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        started.append(subprocess.Popen(command, start_new_session=True, **how))
+        return started[-1]
+
+    yield start
+    for run in started:
+        for pid in [*workers(run), run.pid] if run.poll() is None else []:
+            os.kill(pid, signal.SIGKILL)
+
+
+def long_run(running, tag, ranks, more=""):
     """A run that would take for ever, in processes of its own; returns once it has logged a few steps."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher, "-m", "scripts.base_train", *f"{LONG} --model-tag {tag} {more}".split()]
-    run = subprocess.Popen(
-        command, cwd=REPOSITORY, env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    run = running(command)
     log = paths.results_dir(tag) / "base_train.jsonl"
     deadline = time.time() + 120
     while not (log.exists() and len(log.read_text().splitlines()) > 5):
@@ -146,21 +178,14 @@ def workers(run):
     return [int(pid) for pid, parent in zip(listed[::2], listed[1::2], strict=True) if int(parent) == run.pid]
 
 
-def test_a_second_ctrl_c_ends_the_run_at_once(world, tmp_path):
+def test_a_second_ctrl_c_ends_the_run_at_once(world, tmp_path, running):
     slow = tmp_path / "slow.py"  # a step that takes longer than anybody waits
     slow.write_text(
         "import sys, time\nfrom nanochat import train\nfrom scripts import base_train\nreal = train.accumulate\n"
         "def accumulate(*args):\n    print('in a step', flush=True)\n    time.sleep(600)\n"
         "train.accumulate = accumulate\nbase_train.main(base_train.parse_args(sys.argv[1:]))\n"
     )
-    run = subprocess.Popen(
-        [sys.executable, str(slow), *f"{LONG} --model-tag twice".split()],
-        cwd=REPOSITORY,
-        env=one_thread(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    run = running([sys.executable, str(slow), *f"{LONG} --model-tag twice".split()])
     while "in a step" not in (line := run.stdout.readline()):
         assert line, "the run ended"
     run.send_signal(signal.SIGINT)
@@ -172,8 +197,8 @@ def test_a_second_ctrl_c_ends_the_run_at_once(world, tmp_path):
     assert run.returncode == -signal.SIGINT
 
 
-def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(world):
-    run = start_run("one-of-two", 2)
+def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(world, running):
+    run = long_run(running, "one-of-two", 2)
     os.kill(workers(run)[-1], signal.SIGUSR1)
     said = run.communicate(timeout=120)[0]
     assert run.returncode != 0 and said.count("SIGUSR1: stopped after step") == 1, said
@@ -183,16 +208,32 @@ def test_a_signal_to_one_rank_stops_all_of_them_at_the_same_step(world):
     assert len(list(checkpoint.find("base", "one-of-two").glob("optim_*"))) == 2
 
 
-def test_a_rank_that_dies_is_named(world):
-    run = start_run("two-of-three", 3, "--total-batch-size 768")
+def test_a_rank_that_dies_is_named(world, running):
+    run = long_run(running, "two-of-three", 3, "--total-batch-size 768")
     victim = sorted(workers(run))[1]
     rank = int(re.search(r"\0RANK=(\d)\0", open(f"/proc/{victim}/environ").read())[1]) if os.path.exists("/proc") else 1
     os.kill(victim, signal.SIGKILL)
     said = run.communicate(timeout=120)[0]
     others = {0, 1, 2} - {rank}
     for other in others:
-        assert f"rank {other}: rank {rank} of 3 is gone" in said, said
+        assert f"rank {other}: rank {rank} of 3 does not answer" in said, said
     assert "--resume" in said
+
+
+def test_a_signal_in_the_last_measurement_ends_the_run_before_its_examination(world, monkeypatch):
+    real = base_train.bits_per_byte
+
+    def measured(*args):
+        if len(losses("late")) == STEPS:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(base_train, "bits_per_byte", measured)
+    monkeypatch.setattr(base_train, "core_bundle", lambda *args: None)
+    monkeypatch.setattr(base_train, "evaluate_core", lambda *args: pytest.fail("examined"))
+    with pytest.raises(SystemExit) as stop:
+        pretrain("late", f"{ALL} --core-metric-every 100")
+    assert stop.value.code == 143 and steps("late") == [STEPS]
 
 
 # -- what is kept
@@ -224,8 +265,8 @@ def test_an_examination_that_fails_loses_nothing(world, monkeypatch):
     monkeypatch.setattr(base_train, "core_bundle", lambda *args: None)
     monkeypatch.setattr(base_train, "evaluate_core", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        pretrain("failing", f"{ALL} --save-every 4 --core-metric-every 4")
-    assert steps("failing") == [4]
+        pretrain("failing", f"{ALL} --core-metric-every 4")
+    assert steps("failing") == [4]  # saved for the examination
 
 
 def test_the_log_is_cut_from_its_end(world, tmp_path, monkeypatch):
@@ -233,12 +274,12 @@ def test_the_log_is_cut_from_its_end(world, tmp_path, monkeypatch):
     log = tmp_path / "log.jsonl"
     log.write_text("".join(f'{{"step": {n}, "train/loss": 1.0}}\n' for n in range(5000)) + '{"step": 50')
     read, precedes = [], results._precedes
-    monkeypatch.setattr(results, "_precedes", lambda line, step: (read.append(line), precedes(line, step))[1])
-    results.cut(log, 4990)
+    monkeypatch.setattr(results, "_precedes", lambda line, *rest: (read.append(line), precedes(line, *rest))[1])
+    results.cut(log, 4990, 4990)
     assert log.read_text().endswith('{"step": 4989, "train/loss": 1.0}\n') and len(read) == 12
     for text in ("", '{"step": 1'):
         log.write_text(text)
-        results.cut(log, 5)
+        results.cut(log, 5, 5)
         assert log.read_text() == ""
 
 
@@ -252,10 +293,13 @@ def spoil(total, model, optimizer, *args):
 
 
 @pytest.mark.parametrize("act", [lambda total, *args: total * float("nan"), spoil], ids=["loss", "gradient"])
-def test_a_step_that_is_not_finite_stops_the_run_before_it_does_harm(world, monkeypatch, act):
+def test_a_step_that_is_not_finite_stops_the_run_before_it_does_harm(world, monkeypatch, capsys, act):
     with monkeypatch.context() as patch:
         at_step(patch, 6, act)
-        message = complaint(pretrain, "nan", f"{ALL} --save-every 4")
+        with pytest.raises(SystemExit) as stop:
+            pretrain("nan", f"{ALL} --save-every 4")
+    assert stop.value.code == 1
+    message = capsys.readouterr().out.splitlines()[-1]
     assert "step 6" in message and "rank 0" in message and "--on-nan skip" in message
     assert f"{paths.checkpoint_dir('base', 'nan') / 'step_000004'}" in message
     assert steps("nan") == [4]
@@ -277,10 +321,12 @@ def test_a_step_that_is_not_finite_can_be_left_out(world, monkeypatch, capsys):
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
-def test_a_run_that_is_nothing_but_skips_gives_up(world, monkeypatch):
+def test_a_run_that_is_nothing_but_skips_gives_up(world, monkeypatch, capsys):
     monkeypatch.setattr(train, "accumulate", lambda *args: torch.tensor(float("nan")))
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda grads: torch.tensor(0.0))
-    message = complaint(pretrain, "hopeless", "--num-iterations 50 --on-nan skip --eval-every -1")
+    with pytest.raises(SystemExit):
+        pretrain("hopeless", "--num-iterations 50 --on-nan skip --eval-every -1")
+    message = capsys.readouterr().out.splitlines()[-1]
     assert f"step {train.MAX_SKIPPED}" in message and "no checkpoint" in message
 
 
@@ -297,6 +343,23 @@ def test_all_ranks_skip_what_one_of_them_saw(world, tmp_path):
     flags = f"{BASE} {GENTLE} --num-iterations 5 --eval-every -1 --on-nan skip --model-tag one-skips".split()
     assert "step 2: the loss or a gradient of rank 1 is not finite" in torchrun(str(program), *flags)
     assert len(losses("one-skips")) == 5 and losses("one-skips")[2] is None
+
+
+def test_float16_scales_its_losses_and_skips_what_overflows(world, monkeypatch):
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float16")
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, spoil)
+        pretrain("half", "--num-iterations 6 --save-every 2 --eval-every -1")
+    progress = checkpoint.read_meta(checkpoint.find("base", "half"))["progress"]
+    assert (progress["loss_scale"], progress["scaled_steps"], progress["skipped"]) == (2.0**14, 3, 0)
+    assert losses("half")[-1] < losses("half")[0]
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, spoil)
+        kill_in_step(patch, 5)
+        with pytest.raises(Killed):
+            pretrain("half-killed", "--num-iterations 6 --save-every 2 --eval-every -1")
+    pretrain("half-killed", "--num-iterations 6 --save-every 2 --eval-every -1 --resume")
+    assert_same_run("half-killed", "half")
 
 
 # -- memory that runs out
@@ -330,6 +393,34 @@ def test_a_device_batch_that_does_not_fit_is_halved_and_the_step_begun_again(wor
     assert checkpoint.read_meta(checkpoint.find("base", "halved"))["device_batch_size"] == 2
     pretrain("two-rows", f"{ALL} --device-batch-size 2 --save-every 4")
     assert losses("halved") == losses("two-rows")
+
+
+def test_nothing_of_a_step_that_ran_out_of_memory_outlives_it():
+    """It ends in the backward pass, where the graph is at its largest; the next try begins without it."""
+    graphs, alive = [], []
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            graphs.append(weakref.ref(kept := x * 2))
+            ctx.save_for_backward(kept)
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            if len(graphs) < 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return grad * ctx.saved_tensors[0]
+
+    def model(x, y, loss_reduction):
+        alive.append([graph for graph in graphs if graph() is not None])
+        return Node.apply(x.float().requires_grad_())
+
+    rows = torch.ones(8, 4)
+    device_batch = DeviceBatch(8, CPU)
+    optimizer = optimizer_of(random_model(small_config(64)))
+    train.accumulate(model, optimizer, rows, rows, device_batch, 1.0, torch.tensor(3))
+    assert device_batch.rows == 2 and alive[:3] == [[], [], []]
 
 
 def test_one_row_that_does_not_fit_says_what_to_do(world, monkeypatch):

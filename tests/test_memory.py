@@ -101,8 +101,8 @@ def test_a_number_of_rows_is_auto_or_positive(text):
         (2048, 64, 4, (32, 8)),
         (2048, 32, 1, (32, 32)),
         (64, 9, 1, (1, 1)),
-        (96 * 64, 32, 2, (96, 24)),  # lowered to what divides a rank's 48
-        (7 * 64, 4, 1, (7, 1)),
+        (96 * 64, 32, 2, (96, 32)),  # 32 and 16
+        (7 * 64, 9, 1, (7, 7)),
     ],
 )
 def test_a_batch_in_tokens_is_split_into_rows_and_device_batches(tokens, device, world, expected):

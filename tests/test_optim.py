@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from helpers import save_checkpoint
 from safetensors.torch import load_file
 
 from nanochat.checkpoint import load_optimizer, load_weights
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import MuonAdamW, adamw_update, muon_update, orthogonalization_dtype, param_groups, polar_express
 from nanochat.runtime import Runtime
-from nanochat.saver import save_checkpoint
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
 CPU = torch.device("cpu")

@@ -47,7 +47,7 @@ def test_a_resumed_run_keeps_what_its_checkpoint_has_seen():
         if step == 4:
             one.log(step, {"core_metric": 0.1})
         one.log(step, {"train/loss": float(step)})
-    two = sink(resume_step=4)
+    two = sink(resume_step=4, measured_at=4)
     kept = read_jsonl(log_file())
     assert [line["step"] for line in kept if "train/loss" in line] == [0, 1, 2, 3]
     assert [line["step"] for line in kept if "val/bpb" in line] == [0, 2, 4]

@@ -9,12 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import CPU, MERGES, all_ranks, byte_tokenizer, optimizer_of, random_model, rank_of, small_config
+from helpers import (
+    CPU,
+    MERGES,
+    all_ranks,
+    byte_tokenizer,
+    optimizer_of,
+    random_model,
+    rank_of,
+    save_checkpoint,
+    small_config,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from nanochat import checkpoint, saver
-from nanochat.saver import Saver, save_checkpoint
+from nanochat.saver import Saver
 
 CONFIG = small_config(byte_tokenizer(MERGES).vocab_size, n_layer=3)
 
@@ -282,6 +292,7 @@ def test_a_disk_that_would_be_full_is_not_filled(folder, model, monkeypatch, cap
 def test_a_folder_that_cannot_be_made_costs_a_warning(tmp_path, model, capsys):
     (tmp_path / "file").write_text("")
     one = Saver(tmp_path / "file" / "d2", model, None, CPU)
+    assert "WARNING: checkpoints cannot be written at present" in capsys.readouterr().out  # at once, not after hours
     one.save(10, {})
     until_written(one)
     said = capsys.readouterr().out
@@ -307,27 +318,62 @@ def test_the_last_step_is_tried_again_until_there_is_room(folder, model, monkeyp
     monkeypatch.setattr(saver, "save_file", room_at_last)
     monkeypatch.setattr(saver.time, "sleep", lambda seconds: None)
     one = Saver(folder, model, None, CPU)
-    one.save(10, {})
-    one.save_last(lambda number: one.save(number, {}), 10)
+
+    def save(number):
+        one.save(number, {})
+
+    save(10)
+    one.ensure(save, 10, saver.LAST_TRIES)
+    one.ensure(save, 10)  # it is there
     assert len(tries) == 4 and checkpoint.list_steps(folder) == [10]
     assert capsys.readouterr().out.count("trying again") == 3
     monkeypatch.setattr(saver, "save_file", full)
-    one.save(11, {})
+    one.ensure(save, 11)  # a single try costs a warning
+    assert capsys.readouterr().out.count("WARNING") == 1
     with pytest.raises(ValueError, match="step 11 could not be saved.*step_000010"):
-        one.save_last(lambda number: one.save(number, {}), 11)
+        one.ensure(save, 11, saver.LAST_TRIES)
+
+
+def test_a_checkpoint_that_is_there_is_not_called_lost_for_what_comes_after(folder, model, monkeypatch, capsys):
+    one = Saver(folder, model, None, CPU, keep=1)
+    monkeypatch.setattr(one, "_rotate", full)
+    one.save(10, {})
+    assert one.finish() and checkpoint.list_steps(folder) == [10]
+    assert "WARNING" in capsys.readouterr().out
+
+
+def test_the_command_to_go_on_with_is_one_that_is_taken():
+    for command in (
+        "a --depth=2",
+        "a --depth=2 --resume",
+        "a --resume-from-step 4 --depth=2",
+        "a --depth=2 --resume-from-step=4",
+    ):
+        assert saver._resuming(command) == "a --depth=2 --resume"
 
 
 # -- many ranks
+
+
+def test_a_folder_that_is_another_one_on_another_node_is_found_at_the_beginning(tmp_path, model, monkeypatch):
+    monkeypatch.setattr(saver, "SECONDS_TO_SEE", 0.2)
+
+    def work(rank):
+        with pytest.raises(ValueError, match="what rank 1 writes.*NANOCHAT_BASE_DIR"):
+            Saver(tmp_path / f"node{rank}", model, None, rank_of(rank, 2))
+
+    all_ranks(2, monkeypatch, work)
+    assert not list(tmp_path.glob("node*/.step_*"))
 
 
 def test_a_checkpoint_is_complete_when_every_rank_has_written(folder, model, monkeypatch):
     """Rank 1 is slow: rank 0 must not rename before it is done."""
     slow, write = threading.Event(), saver.write
 
-    def write_slowly(partial, files, meta):
+    def write_slowly(partial, files, *rest):
         if any(name.startswith("optim_00001") for name in files):
             slow.wait(60)
-        write(partial, files, meta)
+        write(partial, files, *rest)
 
     monkeypatch.setattr(saver, "write", write_slowly)
 

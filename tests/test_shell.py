@@ -193,8 +193,8 @@ def test_a_node_of_several_starts_torchrun_which_goes_on(bash, stand_in):
     assert "--rdzv-endpoint=node0:29400 --rdzv-id=long" in command
     assert command.endswith("-m scripts.base_train -- --depth=24 --resume")
     assert "PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1" in environment
-    again = bash("runs/multinode.sh", "scripts.base_train", "--resume-from-step=5", **where)
-    assert again.stdout.splitlines()[0].endswith("-- --resume-from-step=5")
+    back = bash("runs/multinode.sh", "scripts.base_train", "--resume-from-step=5", **where)
+    assert back.returncode == 2 and "every restart" in back.stderr
 
 
 @pytest.mark.parametrize(
@@ -218,13 +218,22 @@ def test_a_slurm_job_whose_time_is_up_stops_its_training_and_queues_again(tmp_pa
     }.items():
         (tools / name).write_text(f"#!/bin/bash\n{text}\n")
         (tools / name).chmod(0o755)
-    slurm = dict(SLURM_SUBMIT_DIR=str(ROOT), SLURM_JOB_NODELIST="node[3-4]", SLURM_JOB_NUM_NODES="2", SLURM_JOB_ID="77")
+    slurm = dict(
+        SLURM_SUBMIT_DIR=str(ROOT),
+        SLURM_JOB_NODELIST="node[3-4]",
+        SLURM_JOB_NUM_NODES="2",
+        SLURM_JOB_ID="77",
+        SLURM_CPUS_PER_TASK="8",
+    )
     env = os.environ | slurm | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
     job = subprocess.Popen(["bash", "runs/slurm.sh", "scripts.base_train", "--depth=24"], cwd=ROOT, env=env)
     deadline = time.time() + 30
     while not (ready.exists() and ready.read_text()) and time.time() < deadline:
         time.sleep(0.05)
-    assert ready.read_text() == "node3 2 bash runs/multinode.sh scripts.base_train --depth=24\n"
+    assert (
+        ready.read_text()
+        == "node3 2 --cpus-per-task=8 --kill-on-bad-exit=1 bash runs/multinode.sh scripts.base_train --depth=24\n"
+    )
     job.send_signal(signal.SIGUSR1)
     assert job.wait(timeout=30) == 1
     assert (tmp_path / "queued").read_text() == "requeue 77\n"
