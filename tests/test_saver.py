@@ -96,6 +96,19 @@ def test_what_is_saved_is_the_state_at_the_time_of_saving(folder, model, gate):
     assert torch.equal(saved, moments)
 
 
+def test_the_thread_that_saves_makes_no_team_of_threads_of_its_own(folder):
+    """With more OpenMP threads than cores, those of the training sleep between regions: a third of a step's time."""
+    if not os.path.exists("/proc/self/task"):
+        pytest.skip("no /proc")
+    large = random_model(small_config(512, n_embd=512))
+    torch.zeros(1 << 20).add_(1)  # the training's own team
+    before = len(os.listdir("/proc/self/task"))
+    one = Saver(folder, large, optimizer_of(large), CPU)
+    one.save(10, {})
+    assert one.finish()
+    assert len(os.listdir("/proc/self/task")) <= before + 1
+
+
 def test_a_second_save_waits_for_the_first(folder, model, gate):
     one = Saver(folder, model, None, CPU)
     one.save(10, {})
