@@ -35,7 +35,7 @@ LAST_TRIES, SECONDS_BETWEEN_TRIES = 20, 30  # for the checkpoint of the last ste
 def add_flags(parser) -> None:
     """The flags of every stage that trains: when to save, what to keep, how to go on."""
     add = parser.add_argument
-    add("--save-every", type=int, default=-1, help="steps between checkpoints (-1: only at the end)")
+    add("--save-every", type=int, default=-1, help="steps between checkpoints (-1: at the end, before examinations)")
     add("--save-minutes", type=float, default=-1, help="save by the clock, too (-1: no)")
     add("--keep", type=int, default=-1, help="newest checkpoints to keep (-1: all)")
     add("--resume", action="store_true", help="go on from the newest checkpoint of this tag, or start")
