@@ -6,6 +6,7 @@ T sequence length; a row holds T + 1 tokens: inputs are the first T, targets the
 """
 
 import itertools
+import shutil
 import zipfile
 import zlib
 from collections import deque
@@ -213,7 +214,7 @@ class ConversationRows:
 def render_conversations(conversations, tokenizer, sequence_len: int, runtime: Runtime, folder: Path):
     """ConversationRows of a sequence of conversations (a task), each cut to a row.
 
-    Every rank renders its share; with several ranks the shares meet in files under `folder` that all of them map.
+    Every rank renders its share; with several ranks the shares are exchanged in files under `folder`.
     """
     share = range(
         runtime.rank * len(conversations) // runtime.world_size,
@@ -226,23 +227,30 @@ def render_conversations(conversations, tokenizer, sequence_len: int, runtime: R
         rendered.append(tuple(np.array(part, dtype) for part, dtype in zip(pair, dtypes, strict=True)))
     lengths = np.concatenate(runtime.gather(np.array([len(ids) for ids, _ in rendered], dtype=np.int64)))
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    arrays = []
-    for part, (name, dtype) in enumerate(zip(("ids", "mask"), dtypes, strict=True)):
-        mine = np.concatenate([pair[part] for pair in rendered]) if rendered else np.zeros(0, dtype)
-        if runtime.world_size > 1:
-            path = folder / f"conversations.{name}"
-            if runtime.is_main:
-                folder.mkdir(parents=True, exist_ok=True)
-                np.memmap(path, dtype, "w+", shape=(offsets[-1],)).flush()
-            runtime.barrier()
-            np.memmap(path, dtype, "r+", shape=(offsets[-1],))[offsets[share.start] : offsets[share.stop]] = mine
-            runtime.barrier()
-            mine = np.memmap(path, dtype, "r", shape=(offsets[-1],))
-            runtime.barrier()
-            if runtime.is_main:
-                path.unlink()  # what is mapped stays readable
-        arrays.append(mine)
+    arrays = [
+        np.concatenate([pair[part] for pair in rendered]) if rendered else np.zeros(0, dtype)
+        for part, dtype in enumerate(dtypes)
+    ]
+    if runtime.world_size > 1:
+        arrays = exchange(arrays, runtime, folder)
     return ConversationRows(*arrays, offsets, sequence_len, tokenizer.bos)
+
+
+def exchange(arrays: list[np.ndarray], runtime: Runtime, folder: Path) -> list[np.ndarray]:
+    """The arrays of all ranks, joined in order of rank. Each file is closed before another rank opens it, which is what
+    network file systems ask for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, array in enumerate(arrays):
+        np.save(folder / f"{part}_{runtime.rank}.npy", array)
+    runtime.barrier()
+    joined = [
+        np.concatenate([np.load(folder / f"{part}_{rank}.npy") for rank in range(runtime.world_size)])
+        for part in range(len(arrays))
+    ]
+    runtime.barrier()
+    if runtime.is_main:
+        shutil.rmtree(folder)
+    return joined
 
 
 # -- steps

@@ -98,8 +98,8 @@ class Runtime:
             while silent and time.monotonic() < deadline:
                 silent = [rank for rank in silent if not self.store.check([f"here/{rank}"])]
                 time.sleep(0.1)
-        except dist.DistError:  # the store was in the process that is gone: without torchrun, in that of rank 0
-            return [0]
+        except dist.DistError:  # the store is gone: unless it is torchrun's, it lives in the process of rank 0
+            return [0] if 0 in silent else silent
         return silent
 
     def synchronize(self) -> None:
@@ -166,7 +166,7 @@ class StopSignals:
             self.received = signal.Signals(number)
             # print() may be under way where the signal struck, and would refuse
             os.write(2, f"\n{self.received.name}: this step, then saving (Ctrl-C: at once, unsaved)\n".encode())
-        elif self.received == number == signal.SIGINT:  # so soon after the first that it came here once more
+        elif number == signal.SIGINT:
             os.kill(os.getpid(), signal.SIGINT)
 
 

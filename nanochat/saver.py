@@ -174,19 +174,23 @@ class Saver:
         self._wait()
         return not self._anywhere(self.failed)
 
-    def ensure(self, save, step: int, tries: int = 1) -> None:
-        """Have the step on disk: save it unless it is, wait, and try again half a minute after each failure."""
-        for tries_left in reversed(range(tries)):
-            if self.asked != step:
-                save(step)
+    def ensure(self, save, step: int, signals: StopSignals | None = None) -> None:
+        """Have the step on disk: save it unless it is, and wait. With signals, of the last step: try again half a
+        minute after each failure, until there is a signal or ten minutes are over."""
+        if self.asked == step and self.finish():
+            return
+        for tries_left in reversed(range(LAST_TRIES if signals else 1)):
+            save(step)
             if self.finish():
                 return
-            self.asked = -1
+            if signals and any(self.runtime.gather(signals.received is not None)):
+                self.leave(signals)
             if tries_left:
-                self.runtime.print(f"trying again in {SECONDS_BETWEEN_TRIES} s; free some space in {self.folder}")
+                self.runtime.print(f"trying again in {SECONDS_BETWEEN_TRIES} s; make room in {self.folder}")
                 time.sleep(SECONDS_BETWEEN_TRIES)
-        if tries > 1:
-            raise ValueError(f"step {step} could not be saved; {self.last_good()}")
+        if signals:
+            mending = f"make room in {self.folder}, then the same command with --resume does the rest again"
+            raise ValueError(f"step {step} could not be saved; {self.last_good()}; {mending}")
 
     def leave(self, signals: StopSignals) -> None:
         """End the process after a signal, with the exit code that shells know: 128 + its number."""

@@ -12,7 +12,7 @@ from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
 from nanochat.results import LiveLine, Results, clock
 from nanochat.runtime import Runtime, StopSignals, peak_flops
-from nanochat.saver import LAST_TRIES, Saver
+from nanochat.saver import Saver
 
 WARM_STEPS = 10  # steps that are not timed: compilation, cold caches
 MAX_SKIPPED = 10  # steps in a row that --on-nan skip leaves out before it gives up
@@ -113,6 +113,11 @@ def train(
     def news():
         return [signals.received is not None, *saver.news()]
 
+    if progress.step > num_iterations:
+        raise ValueError(
+            f"the checkpoint has {progress.step} steps behind it, and this run is of {num_iterations}: give "
+            f"--num-iterations {progress.step} or more, or go back with --resume-from-step"
+        )
     live = LiveLine(runtime)
     peak = peak_flops(runtime.device)
     scaling = runtime.dtype == torch.float16
@@ -127,7 +132,7 @@ def train(
             if stop or saver.due(step, last):
                 save(step)
             if last:
-                saver.ensure(save, step, LAST_TRIES)
+                saver.ensure(save, step, signals)
                 stop = stop or any(runtime.gather(signals.received is not None))
             if stop:
                 saver.leave(signals)
@@ -154,7 +159,7 @@ def train(
             elif not overflow:
                 progress.skipped += 1
                 skipped_in_a_row += 1
-                not_finite(step, outcome, runtime, saver, on_nan == "skip" and skipped_in_a_row <= MAX_SKIPPED)
+                not_finite(step, outcome, runtime, saver, on_nan, skipped_in_a_row)
             progress.step += 1
             if step - first_step >= WARM_STEPS:
                 progress.training_time += seconds
@@ -189,16 +194,18 @@ def train(
     examine(num_iterations, True)
 
 
-def not_finite(step: int, outcome: Outcome, runtime: Runtime, saver: Saver, go_on: bool) -> None:
+def not_finite(step: int, outcome: Outcome, runtime: Runtime, saver: Saver, on_nan: str, in_a_row: int) -> None:
     """Say which ranks saw what is no number, and stop, unless the step is to be left out."""
     ranks = [str(rank) for rank, finite in enumerate(runtime.gather(outcome.finite_here)) if not finite]
     where = f"rank {', '.join(ranks)}" if ranks else "all ranks together"
     what = f"step {step}: the loss or a gradient of {where} is not finite"
-    if go_on:
+    if on_nan == "skip" and in_a_row <= MAX_SKIPPED:
         runtime.print(f"{what}; the step is left out")
         return
     saver.finish()
-    runtime.print(f"{what}; {saver.last_good()}; go on from there with --resume and lower rates, or --on-nan skip")
+    advice = "--resume goes on from there: with lower rates"
+    advice += f" ({MAX_SKIPPED} steps in a row were left out)" if on_nan == "skip" else ", or with --on-nan skip"
+    runtime.print(f"{what}; {saver.last_good()}; {advice}")
     runtime.barrier()  # before torchrun notices that a rank has ended
     raise SystemExit(1)
 

@@ -22,7 +22,7 @@ STAGE_MODULE=$1
 shift
 for flag in "$@"; do
   case $flag in
-    --resume-from-step*) bad_usage "every restart would go back to that step: run one step of it without this script first" ;;
+    --resume-from-step*) bad_usage "every restart would go back to that step: start it once without this script and stop it with Ctrl-C in its first step, which sets the later checkpoints aside; then come back without the flag" ;;
   esac
 done
 if [ -z "${RANKS:-}" ]; then

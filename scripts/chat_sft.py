@@ -124,7 +124,14 @@ def teach(args, machine):
     rows_per_step, device_batch = memory.split_batch(total_batch_size, T, at_once, machine)
     folder = paths.checkpoint_dir("sft", tag)
     resumed = checkpoint.find_resume("sft", tag, args.resume, args.resume_from_step, machine)
+    identity = {
+        "model_config": config.__dict__,
+        "tokenizer": base_meta["tokenizer"],
+        "base": {"step": base_meta["step"], "saved": base_meta.get("saved")},
+    }
     meta = checkpoint.read_meta(resumed) if resumed else {}
+    if resumed:
+        checkpoint.check_resumable(resumed, meta, **identity)
     progress = Progress(**meta.get("progress", {}))
     first_step = progress.step
     resume_step = first_step if resumed else -1
@@ -140,14 +147,9 @@ def teach(args, machine):
     scratch = paths.checkpoint_dir("sft", f".{tag}.rows")
     rows = batches.render_conversations(conversations, tokenizer, T, machine, scratch / "train")
     validation = batches.render_conversations(validation_mixture(args), tokenizer, T, machine, scratch / "validation")
-    identity = {
-        "model_config": config.__dict__,
-        "tokenizer": base_meta["tokenizer"],
-        "base": {"step": base_meta["step"], "saved": base_meta.get("saved")},
-        "rows": {"length": T, "a_step": rows_per_step, "fingerprint": rows.fingerprint},
-    }
+    identity["rows"] = {"length": T, "a_step": rows_per_step, "fingerprint": rows.fingerprint}
     if resumed:
-        checkpoint.check_resumable(resumed, meta, **identity)
+        checkpoint.check_resumable(resumed, meta, rows=identity["rows"])
         checkpoint.tell_dtype(meta, machine)
         checkpoint.restore_rng(meta, machine)
     examinations = chatcore_tasks() if args.chatcore_every > 0 else {}  # fetched now, not in mid-training

@@ -321,6 +321,13 @@ def test_a_step_that_is_not_finite_can_be_left_out(world, monkeypatch, capsys):
     assert all(tensor.isfinite().all() for tensor in weights.values())
 
 
+def test_a_run_that_is_shorter_than_its_checkpoint_is_refused(world):
+    shutil.copytree(paths.checkpoint_dir("base", "d2"), paths.checkpoint_dir("base", "short"))
+    message = complaint(pretrain, "short", "--num-iterations 10 --resume")
+    assert "12" in message and "--num-iterations" in message
+    assert steps("short") == [4, 8, 12]
+
+
 def test_a_run_that_is_nothing_but_skips_gives_up(world, monkeypatch, capsys):
     monkeypatch.setattr(train, "accumulate", lambda *args: torch.tensor(float("nan")))
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda grads: torch.tensor(0.0))
@@ -328,6 +335,7 @@ def test_a_run_that_is_nothing_but_skips_gives_up(world, monkeypatch, capsys):
         pretrain("hopeless", "--num-iterations 50 --on-nan skip --eval-every -1")
     message = capsys.readouterr().out.splitlines()[-1]
     assert f"step {train.MAX_SKIPPED}" in message and "no checkpoint" in message
+    assert "10 steps in a row" in message and "--on-nan" not in message
 
 
 def test_all_ranks_skip_what_one_of_them_saw(world, tmp_path):

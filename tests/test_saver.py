@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import threading
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from nanochat import checkpoint, saver
+from nanochat.runtime import StopSignals
 from nanochat.saver import Saver
 
 CONFIG = small_config(byte_tokenizer(MERGES).vocab_size, n_layer=3)
@@ -336,15 +338,20 @@ def test_the_last_step_is_tried_again_until_there_is_room(folder, model, monkeyp
         one.save(number, {})
 
     save(10)
-    one.ensure(save, 10, saver.LAST_TRIES)
+    one.ensure(save, 10, StopSignals())
     one.ensure(save, 10)  # it is there
     assert len(tries) == 4 and checkpoint.list_steps(folder) == [10]
-    assert capsys.readouterr().out.count("trying again") == 3
+    assert capsys.readouterr().out.count("trying again") == 2
     monkeypatch.setattr(saver, "save_file", full)
     one.ensure(save, 11)  # a single try costs a warning
     assert capsys.readouterr().out.count("WARNING") == 1
-    with pytest.raises(ValueError, match="step 11 could not be saved.*step_000010"):
-        one.ensure(save, 11, saver.LAST_TRIES)
+    with pytest.raises(ValueError, match="step 11 could not be saved.*step_000010.*--resume"):
+        one.ensure(save, 11, StopSignals())
+    signals = StopSignals()
+    signals.received = signal.SIGTERM
+    with pytest.raises(SystemExit) as stop:  # nobody waits ten minutes for a machine that goes away
+        one.ensure(save, 12, signals)
+    assert stop.value.code == 143 and "step 12, NOT SAVED" in capsys.readouterr().out
 
 
 def test_a_checkpoint_that_is_there_is_not_called_lost_for_what_comes_after(folder, model, monkeypatch, capsys):
