@@ -143,6 +143,10 @@ class MuonAdamW:
             work.wait()
             finish()
 
+    def _per_rank(self, count: int) -> int:
+        """Of so many rows or matrices; the last ranks may have fewer."""
+        return -(-count // self.world_size)
+
     # -- AdamW: arithmetic in float32, also for bfloat16 tables
 
     def _is_whole(self, parameter) -> bool:
@@ -153,7 +157,7 @@ class MuonAdamW:
         they do not divide."""
         if self._is_whole(tensor):
             return tensor
-        count = -(-tensor.size(0) // self.world_size)
+        count = self._per_rank(tensor.size(0))
         return tensor[self.rank * count : (self.rank + 1) * count]
 
     def _padded(self, tensor, num_rows):
@@ -167,7 +171,7 @@ class MuonAdamW:
             return grad, None
         if self._is_whole(parameter):
             return grad, _Average(dist.all_reduce(grad, async_op=True), grad, self.world_size)
-        count = -(-grad.size(0) // self.world_size)
+        count = self._per_rank(grad.size(0))
         share = grad.new_empty(count, *grad.shape[1:])
         work = reduce_scatter(share, self._padded(grad, count * self.world_size), async_op=True)
         return share, _Average(work, share, self.world_size)
@@ -196,19 +200,16 @@ class MuonAdamW:
 
     # -- Muon: the matrices of one shape as a stack
 
-    def _per_rank(self, group) -> int:
-        return -(-len(group["named"]) // self.world_size)
-
     def _owned(self, group):
         """The matrices of a stack that this rank updates."""
-        count = self._per_rank(group)
+        count = self._per_rank(len(group["named"]))
         return group["named"][self.rank * count : (self.rank + 1) * count]
 
     def _reduce_muon(self, group):
         grads = [parameter.grad for _, parameter in group["named"]]
         if self.world_size == 1:
             return torch.stack(grads), None
-        count = self._per_rank(group)
+        count = self._per_rank(len(group["named"]))
         padding = count * self.world_size - len(grads)
         stack = torch.stack(grads + [torch.zeros_like(grads[0])] * padding)
         share = torch.empty_like(stack[:count])
@@ -261,7 +262,7 @@ class MuonAdamW:
                     continue
                 sharded = group["kind"] == "adamw" and not self._is_whole(parameter)
                 rows = parameter.size(0)
-                first = min(rows, self.rank * -(-rows // self.world_size)) if sharded else 0
+                first = min(rows, self.rank * self._per_rank(rows)) if sharded else 0
                 whole = {key: rows if sharded else value.size(0) for key, value in self.state[name].items()}
                 shares[name] = {key: (value, first, whole[key]) for key, value in self.state[name].items()}
         return shares
