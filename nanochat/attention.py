@@ -1,13 +1,20 @@
-"""Causal attention with a left window, behind one function and three backends chosen by name.
+"""Causal attention with a left window, behind one function and backends chosen by name.
 
 B batch, T time, H query heads, K key/value heads (H a multiple of K), D head width, S cached positions.
 A window of w lets a position see itself and the w positions before it.
-"""
 
-from functools import lru_cache
+flash     flash-attn, where it is installed (attention_flash.py)
+flex      torch's FlexAttention: compiled for the device, and only there; blocks outside the window cost nothing
+blocked   blocks of matrix products, for CPUs (attention_blocked.py)
+sdpa      torch's scaled_dot_product_attention in blocks of a window: runs everywhere
+"""
 
 import torch
 import torch.nn.functional as F
+
+from nanochat.attention_blocked import BlockedAttention
+from nanochat.attention_flash import flash_function
+from nanochat.runtime import Runtime
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, backend: str = "sdpa") -> torch.Tensor:
@@ -15,79 +22,63 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, backe
     return BACKENDS[backend](q, k, v, window)
 
 
-def choose_backend(device: torch.device, dtype: torch.dtype, forced: str = "") -> str:
-    """The backend for this machine and dtype: flex on CUDA, sdpa elsewhere; flash when it is forced, since its kernels
-    still break the graph of a compiled model at every layer. A forced one that is missing is an error."""
-    available = ["sdpa"]
+def available_backends(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
+    """The backends that run on this machine, the preferred one first."""
     if device.type == "cuda":
-        half = dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(device) >= (8, 0)
-        available = ["flex", *available, *["flash"] * (half and flash_function() is not None)]
-    if forced and forced not in available:
-        raise SystemExit(f"NANOCHAT_ATTENTION is {forced!r}; on this machine there are: {', '.join(available)}")
-    return forced or available[0]
+        fits = dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= 128
+        flash = fits and flash_function(torch.cuda.get_device_capability(device)) is not None
+        return ["flash"] * flash + ["flex", "sdpa"]
+    return ["blocked", "sdpa"] if device.type == "cpu" else ["sdpa"]
 
 
-@lru_cache
-def flash_function():
-    """flash_attn_func of whichever flash-attn is installed: 4, then 3 (Hopper), then 2; None without one."""
-    try:
-        from flash_attn.cute import flash_attn_func
-    except ImportError:
-        try:
-            from flash_attn_interface import flash_attn_func
-        except ImportError:
-            try:
-                from flash_attn import flash_attn_func
-            except ImportError:
-                return None
-    return flash_attn_func
+def choose_backend(runtime: Runtime, head_dim: int) -> str:
+    """The preferred backend of those that nanochat.doctor did not disable, or the one that NANOCHAT_ATTENTION forces:
+    an error where there is no such."""
+    available = available_backends(runtime.device, runtime.dtype, head_dim)
+    if runtime.attention and runtime.attention not in available:
+        raise SystemExit(
+            f"NANOCHAT_ATTENTION is {runtime.attention!r}; on this machine there are: {', '.join(available)}"
+        )
+    return runtime.attention or next((name for name in available if name not in runtime.disabled), "sdpa")
 
 
 def attend_flash(q, k, v, window):
-    return _uncompiled_flash()(q, k, v, window)
+    return flash_function(torch.cuda.get_device_capability(q.device))(q, k, v, window)
 
 
-@lru_cache
-def _uncompiled_flash():
-    """The kernels are no torch operators: a compiled model calls them as they are. Made on first use, since this alone
-    loads the compiler (a second and more)."""
+FLEX_MASKS = {}  # (T, window, device) -> block mask
 
-    def flash(q, k, v, window):
-        left = {} if window >= q.size(1) - 1 else {"window_size": (window, 0)}
-        out = flash_function()(q, k, v, causal=True, **left)
-        return out[0] if isinstance(out, tuple) else out
 
-    return torch.compiler.disable(flash)
+def prepare(backend: str, length: int, windows: list[int], device: torch.device) -> None:
+    """To be called before a compiled pass over rows of this length: making masks is no part of the graph."""
+    if backend == "flex":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        for window in set(windows):
+            if (length, window, device) not in FLEX_MASKS:
+
+                def visible(b, h, q_position, k_position, window=window):
+                    return (q_position >= k_position) & (q_position - k_position <= window)
+
+                FLEX_MASKS[length, window, device] = create_block_mask(visible, None, None, length, length, device)
 
 
 def attend_flex(q, k, v, window):
     if not torch.compiler.is_compiling():  # evaluation comes in ever new shapes, each of which it would compile
         return attend_sdpa(q, k, v, window)
-    out = _flex_function()(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        block_mask=_flex_mask(q.size(1), window, q.device),
-        enable_gqa=q.size(2) != k.size(2),
-    )
-    return out.transpose(1, 2)
-
-
-@lru_cache
-def _flex_function():
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention
+    mask = FLEX_MASKS[q.size(1), window, q.device]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return flex_attention(q, k, v, block_mask=mask, enable_gqa=q.size(1) != k.size(1)).transpose(1, 2)
 
 
-@lru_cache(maxsize=64)
-def _flex_mask(length, window, device):
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def visible(b, h, q_position, k_position):
-        return (q_position >= k_position) & (q_position - k_position <= window)
-
-    return create_block_mask(visible, None, None, length, length, device=device)
+def attend_blocked(q, k, v, window):
+    group = q.size(2) // k.size(2)
+    if group > 1:
+        k, v = (x.repeat_interleave(group, dim=2) for x in (k, v))
+    rows = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))
+    return BlockedAttention.apply(*rows, window).unflatten(0, (q.size(0), q.size(2))).transpose(1, 2)
 
 
 def attend_sdpa(q, k, v, window):
@@ -115,7 +106,7 @@ def _sdpa(q, k, v, **kwargs):
     return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.size(1) != k.size(1), **kwargs)
 
 
-BACKENDS = {"flash": attend_flash, "flex": attend_flex, "sdpa": attend_sdpa}
+BACKENDS = {"flash": attend_flash, "flex": attend_flex, "blocked": attend_blocked, "sdpa": attend_sdpa}
 
 
 def attend_cached(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

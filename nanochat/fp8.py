@@ -20,15 +20,19 @@ def available(runtime: Runtime) -> bool:
     return runtime.device.type == "cuda" and torch.cuda.get_device_capability(runtime.device) >= (8, 9)
 
 
-def enable(model: torch.nn.Module) -> int:
-    """Let every linear layer whose two sides are multiples of 16 and at least 128 multiply in fp8; how many do.
+def enable(model: torch.nn.Module, head: bool = True) -> int:
+    """Let every linear layer whose two sides are multiples of 16 and at least 128 multiply in fp8; how many do. The
+    head's product is part of the loss (losses.py) and may be left out.
 
-    The head is not among them: its product is part of the loss (losses.py).
+    ValueError where rows of this model's length do not suit the kernels.
     """
+    if model.config.sequence_len % MULTIPLE:
+        raise ValueError(f"fp8 needs rows whose length is a multiple of {MULTIPLE}, not {model.config.sequence_len}")
     layers = [module for module in model.transformer.h.modules() if _fits(module)]
     for layer in layers:
         layer.product = fp8_linear
-    return len(layers)
+    model.loss_in_fp8 = head and _fits(model.lm_head)
+    return len(layers) + model.loss_in_fp8
 
 
 @contextmanager
@@ -66,6 +70,27 @@ def quantize(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.T
 
 def column_major(x: torch.Tensor) -> torch.Tensor:
     return x.t().contiguous().t()
+
+
+class Fp8Head:
+    """As losses.Head. weight: (V, C) -> the products with it in fp8, and in dtype what comes out of them."""
+
+    def __init__(self, weight: torch.Tensor, dtype: torch.dtype):
+        self.weight, self.factor = quantize(weight.to(dtype), E4M3)
+        self.columns = column_major(self.weight)
+        self.dtype = dtype
+
+    def product(self, x):
+        x8, factor = quantize(x, E4M3)
+        return torch._scaled_mm(x8, self.weight.t(), factor, self.factor, out_dtype=self.dtype, use_fast_accum=True)
+
+    def grad_x(self, grad):
+        g8, factor = quantize(grad, E5M2)
+        return torch._scaled_mm(g8, self.columns, factor, self.factor, out_dtype=self.dtype)
+
+    def add_grad_weight(self, total, grad, x):
+        (g8, g_factor), (x8, x_factor) = quantize(grad, E5M2), quantize(x, E4M3)
+        total += torch._scaled_mm(g8.t().contiguous(), column_major(x8), g_factor, x_factor, out_dtype=self.dtype)
 
 
 class _Fp8Linear(torch.autograd.Function):

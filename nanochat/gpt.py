@@ -6,6 +6,7 @@ dtype of the activations in each linear layer.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -159,9 +160,16 @@ class Block(nn.Module):
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x, value_embedding, cos, sin, backend, cache):
+    def forward(self, x, x0, scales, value_embedding, cos, sin, backend, cache):
+        """x, x0: (B, T, C); scales: (2), of the two."""
+        x = scales[0] * x + scales[1] * x0
         x = x + self.attn(norm(x), value_embedding, cos, sin, backend, cache)
         return x + self.mlp(norm(x))
+
+
+def run_block(block: Block, *inputs) -> torch.Tensor:
+    """What is compiled, once for all layers of a kind (compilation.py)."""
+    return block(*inputs)
 
 
 def has_value_embedding(layer: int, n_layer: int) -> bool:
@@ -174,6 +182,8 @@ class GPT(nn.Module):
 
     dtype is that of the activations; attention_backend a name of attention.BACKENDS. Call init_weights() before use.
     """
+
+    run_block = staticmethod(run_block)
 
     def __init__(self, config: GPTConfig, dtype: torch.dtype = torch.float32, attention_backend: str = "sdpa"):
         super().__init__()
@@ -191,6 +201,7 @@ class GPT(nn.Module):
         self.backout_lambda = nn.Parameter(torch.zeros(1))
         self.resid_lambdas = nn.Parameter(torch.ones(config.n_layer))
         self.x0_lambdas = nn.Parameter(torch.zeros(config.n_layer))
+        self.loss_in_fp8 = False
         self._rotary = None
 
     @torch.no_grad()
@@ -237,29 +248,31 @@ class GPT(nn.Module):
         With targets (B, T), -1 where none: the loss, "mean" or "sum" over the targets, or "none": (B, T), 0 at -1.
         """
         x = self.hidden(idx, cache)
-        if targets is None:
-            return self.logits(x)
-        flat = x.flatten(0, 1)
-        loss = cross_entropy(
-            flat, self.lm_head.weight, targets.flatten(), self.config.vocab_size, SOFTCAP, loss_reduction
-        )
-        return loss.view(targets.shape) if loss_reduction == "none" else loss
+        return self.logits(x) if targets is None else self.loss(x, targets, loss_reduction)
+
+    def loss(self, x: torch.Tensor, targets: torch.Tensor, reduction: str = "mean", **options) -> torch.Tensor:
+        """x: (B, T, C), as hidden() gives it. targets and reduction: as in forward(); options: of cross_entropy."""
+        args = (x.flatten(0, 1), self.lm_head.weight, targets.flatten(), self.config.vocab_size, SOFTCAP, reduction)
+        loss = cross_entropy(*args, in_fp8=self.loss_in_fp8, **options)
+        return loss.view(targets.shape) if reduction == "none" else loss
 
     def logits(self, x: torch.Tensor) -> torch.Tensor:
         """x: (..., C), as hidden() gives it -> (..., vocab_size) float32."""
         return softcapped_logits(x, self.lm_head.weight, self.config.vocab_size, SOFTCAP)
 
-    def hidden(self, idx: torch.Tensor, cache: "KVCache | None" = None) -> torch.Tensor:
+    def hidden(
+        self, idx: torch.Tensor, cache: "KVCache | None" = None, run_block: Callable = run_block
+    ) -> torch.Tensor:
         """idx: (B, T) -> the normed last state (B, T, C). A cache is read and written, but not advanced."""
         cos, sin = self.rotary(idx, cache)
         x = norm(self.transformer.wte(idx).to(self.dtype))
         x = self.smear(x, cache)
         x0 = x
+        scales = torch.stack([self.resid_lambdas, self.x0_lambdas], dim=1)
         for i, block in enumerate(self.transformer.h):
-            x = self.resid_lambdas[i] * x + self.x0_lambdas[i] * x0
             key = str(i)
             value_embedding = self.value_embeds[key](idx).to(self.dtype) if key in self.value_embeds else None
-            x = block(x, value_embedding, cos, sin, self.attention_backend, cache)
+            x = run_block(block, x, x0, scales[i], value_embedding, cos, sin, self.attention_backend, cache)
             if i == self.config.n_layer // 2:
                 x_mid = x
         return norm(x - self.backout_lambda[0] * x_mid)
@@ -317,7 +330,7 @@ class GPT(nn.Module):
 def build_model(config: GPTConfig, runtime: Runtime, seed: int | None = 42) -> GPT:
     """The model on the runtime's device, in its dtype. seed: of the first weights; None leaves them to be loaded."""
     with torch.device("meta"):
-        model = GPT(config, runtime.dtype, choose_backend(runtime.device, runtime.dtype, runtime.attention))
+        model = GPT(config, runtime.dtype, choose_backend(runtime, config.head_dim))
     model.to_empty(device=runtime.device)
     if seed is None:
         model.cast_embeddings()

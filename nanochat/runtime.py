@@ -61,6 +61,7 @@ class Runtime:
     local_rank: int = 0
     world_size: int = 1
     attention: str = ""  # the attention backend that is forced by name; empty = the best for the device
+    disabled: tuple[str, ...] = ()  # what scripts.doctor found not to work on this machine, by name
     store: dist.Store | None = field(default=None, repr=False, compare=False)  # where the ranks met
 
     @property
@@ -197,7 +198,7 @@ def start(device_type: str = "", training: bool = False) -> Runtime:
         meeting = dict(store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
         dist.init_process_group(backend, timeout=timeout, device_id=device_id, **meeting)
     attention = os.environ.get("NANOCHAT_ATTENTION", "")
-    return Runtime(device, compute_dtype(device, training), rank, local_rank, world_size, attention, store)
+    return Runtime(device, compute_dtype(device, training), rank, local_rank, world_size, attention, store=store)
 
 
 def close(runtime: Runtime) -> None:

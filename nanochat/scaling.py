@@ -3,6 +3,7 @@
 N scaling parameters (matrices of the blocks + head), D horizon in tokens, B batch in tokens.
 """
 
+import argparse
 import math
 from dataclasses import asdict, dataclass
 
@@ -32,6 +33,21 @@ def meta_model(config: GPTConfig) -> GPT:
     """The model without memory behind it, for counting."""
     with torch.device("meta"):
         return GPT(config)
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--depth", type=int, default=20, help="layers; sets width, horizon, batch, learning rates")
+    add("--aspect-ratio", type=int, default=64, help="width = depth x this, rounded up to whole heads")
+    add("--head-dim", type=int, default=128, help="width of a head")
+    add("--max-seq-len", type=int, default=2048, help="tokens in a row")
+    add("--window-pattern", default="SSSL", help="S: a quarter window, L: a full one; tiled over the layers, last is L")
+
+
+def check_model_flags(parser: argparse.ArgumentParser, args) -> None:
+    for name in ("depth", "aspect_ratio", "head_dim", "max_seq_len"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more")
 
 
 @dataclass(frozen=True)

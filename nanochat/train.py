@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 
@@ -13,73 +12,10 @@ from nanochat.progress import Progress
 from nanochat.results import LiveLine, Results, clock
 from nanochat.runtime import Runtime, StopSignals, peak_flops
 from nanochat.saver import Saver
+from nanochat.training_step import Outcome, optimizer_step
 
 WARM_STEPS = 10  # steps that are not timed: compilation, cold caches
 MAX_SKIPPED = 10  # steps in a row that --on-nan skip leaves out before it gives up
-
-
-@dataclass
-class Outcome:
-    loss: float  # mean over the targets of all ranks
-    finite: bool  # loss and gradients, on all ranks: the update was made
-    finite_here: bool
-    news: list[float]  # summed over the ranks
-
-
-def optimizer_step(
-    model,
-    optimizer: MuonAdamW,
-    inputs,
-    targets,
-    device_batch: DeviceBatch,
-    runtime: Runtime,
-    loss_scale: float = 1.0,
-    news: Callable[[], list] = list,
-) -> Outcome:
-    """One step over this rank's rows (n, T): the gradient of the mean loss over all targets of all ranks, then the
-    update, which is left out when anything is not finite. news() gives numbers of this rank to send with the loss."""
-    num_targets = runtime.sum((targets >= 0).sum()).clamp(min=1)
-    # the optimizer averages over ranks: times their number makes it the sum over all targets
-    factor = loss_scale * runtime.world_size
-    total = accumulate(model, optimizer, inputs, targets, device_batch, factor, num_targets)
-    grads = [parameter.grad for group in optimizer.groups for _, parameter in group["named"]]
-    finite_here = (torch.nn.utils.get_total_norm(grads).float() + total).isfinite()
-    told = torch.tensor([0, 0, *news()], dtype=torch.float32).to(runtime.device)
-    told[0], told[1] = total, ~finite_here
-    runtime.sum(told)
-    told[0] /= num_targets
-    loss, bad_ranks, *heard = told.tolist()
-    finite = bad_ranks == 0 and math.isfinite(loss)
-    if finite:
-        if loss_scale != 1:
-            torch._foreach_div_(grads, loss_scale)
-        optimizer.step()
-    optimizer.zero_grad()
-    return Outcome(loss, finite, bool(finite_here), heard)
-
-
-def forward_backward(model, x, y, factor: float, num_targets: torch.Tensor) -> torch.Tensor:
-    """A function of its own, so that nothing of the graph outlives an out-of-memory error."""
-    loss = model(x, y, loss_reduction="sum")
-    (loss * factor / num_targets).backward()
-    return loss.detach()
-
-
-def accumulate(
-    model, optimizer: MuonAdamW, inputs, targets, device_batch: DeviceBatch, factor: float, num_targets: torch.Tensor
-) -> torch.Tensor:
-    """The gradients of factor / num_targets times the summed loss of this rank's rows, device_batch.rows at a time;
-    returns the sum. Out of memory, the device batch is halved and the same rows are begun again: other ranks wait, and
-    need not know."""
-    while True:
-        total = torch.zeros((), device=inputs.device)
-        try:
-            for x, y in zip(inputs.split(device_batch.rows), targets.split(device_batch.rows), strict=True):
-                total += forward_backward(model, x, y, factor, num_targets)
-            return total
-        except RuntimeError as error:
-            device_batch.halve(error)
-        optimizer.zero_grad()
 
 
 def train(
@@ -208,12 +144,3 @@ def not_finite(step: int, outcome: Outcome, runtime: Runtime, saver: Saver, on_n
     runtime.print(f"{what}; {saver.last_good()}; {advice}")
     runtime.barrier()  # before torchrun notices that a rank has ended
     raise SystemExit(1)
-
-
-def compiled(model, choice: int):
-    """torch.compile by choice: 1 yes, 0 no, -1 on GPUs (on two CPU cores it costs more than a small run gains)."""
-    return torch.compile(model, dynamic=False) if will_compile(choice, model.lm_head.weight.device) else model
-
-
-def will_compile(choice: int, device: torch.device) -> bool:
-    return choice == 1 or (choice == -1 and device.type == "cuda")

@@ -10,6 +10,7 @@ import torch
 
 from nanochat import batches, checkpoint, dataset, fp8, memory, paths, results, runtime, saver, schedules
 from nanochat.bpb import bits_per_byte
+from nanochat.compilation import compiled, will_compile
 from nanochat.core_bundle import find_bundle
 from nanochat.core_eval import evaluate_core
 from nanochat.download import DownloadError
@@ -17,9 +18,9 @@ from nanochat.gpt import build_model
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
 from nanochat.progress import Progress, is_due, summary
 from nanochat.samples import prompted
-from nanochat.scaling import REFERENCE_DEPTH, model_config, plan
+from nanochat.scaling import REFERENCE_DEPTH, add_model_flags, check_model_flags, model_config, plan
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import compiled, train, will_compile
+from nanochat.train import train
 
 
 def parse_args(argv=None):
@@ -30,12 +31,7 @@ def parse_args(argv=None):
     add("--corpus", default="climbmix", help="which corpus to read")
     add("--vocab-size", type=int, default=32768, help="with the corpus, names the tokenizer")
     add("--num-files", type=int, default=-1, help="training shards to read (-1: all that are on disk)")
-    # the model
-    add("--depth", type=int, default=20, help="layers; sets width, horizon, batch, learning rates")
-    add("--aspect-ratio", type=int, default=64, help="width = depth x this, rounded up to whole heads")
-    add("--head-dim", type=int, default=128, help="width of a head")
-    add("--max-seq-len", type=int, default=2048, help="tokens in a row")
-    add("--window-pattern", default="SSSL", help="S: a quarter window, L: a full one; tiled over the layers, last is L")
+    add_model_flags(parser)
     # how long: the first that is given wins
     add("--num-iterations", type=int, default=-1, help="optimizer steps")
     add("--target-flops", type=float, default=-1, help="train for this many FLOPs")
@@ -70,9 +66,7 @@ def parse_args(argv=None):
     add("--model-tag", default="", help="name of the model (default: d<depth>)")
     saver.add_flags(parser)
     args = parser.parse_args(argv)
-    for name in ("depth", "aspect_ratio", "head_dim", "max_seq_len"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more")
+    check_model_flags(parser, args)
     for name in ("num_iterations", "total_batch_size"):
         if getattr(args, name) != -1 and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more, or -1")

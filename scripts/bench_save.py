@@ -20,7 +20,7 @@ from nanochat.memory import DeviceBatch
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
 from nanochat.saver import Saver, write
 from nanochat.scaling import model_config
-from nanochat.train import optimizer_step
+from nanochat.training_step import optimizer_step
 
 
 def parse_args(argv=None):

@@ -9,11 +9,12 @@ import argparse
 from nanochat import batches, checkpoint, memory, paths, results, runtime, saver, schedules
 from nanochat.bpb import bits_per_byte
 from nanochat.chat_eval import chatcore, evaluate_task
+from nanochat.compilation import compiled, will_compile
 from nanochat.download import DownloadError
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
 from nanochat.progress import Progress, is_due, summary
-from nanochat.train import compiled, train, will_compile
+from nanochat.train import train
 from tasks.arc import ARC
 from tasks.common import Mixture, Slice
 from tasks.customjson import CustomJSON, identity

@@ -13,7 +13,7 @@ from nanochat.gpt import GPTConfig, build_model
 from nanochat.memory import split_batch
 from nanochat.optim import MuonAdamW, param_groups
 from nanochat.tokenizer import Tokenizer
-from nanochat.train import optimizer_step
+from nanochat.training_step import optimizer_step
 
 ROWS, STEPS = 12, 20
 

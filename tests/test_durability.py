@@ -33,7 +33,7 @@ from small_runs import (
     torchrun,
 )
 
-from nanochat import checkpoint, paths, results, saver, train
+from nanochat import checkpoint, paths, results, saver, train, training_step
 from nanochat.gpt import GPT
 from nanochat.memory import DeviceBatch
 from scripts import base_train, chat_sft
@@ -52,13 +52,13 @@ def steps(tag, stage="base"):
 
 def at_step(patch, number, act):
     """act() in the midst of step `number` (from 0)."""
-    real, count = train.accumulate, iter(range(10**6))
+    real, count = training_step.accumulate, iter(range(10**6))
 
     def accumulate(*args):
         total = real(*args)
         return act(total, *args) if next(count) == number else total
 
-    patch.setattr(train, "accumulate", accumulate)
+    patch.setattr(training_step, "accumulate", accumulate)
 
 
 # -- signals
@@ -181,9 +181,9 @@ def workers(run):
 def test_a_second_ctrl_c_ends_the_run_at_once(world, tmp_path, running):
     slow = tmp_path / "slow.py"  # a step that takes longer than anybody waits
     slow.write_text(
-        "import sys, time\nfrom nanochat import train\nfrom scripts import base_train\nreal = train.accumulate\n"
+        "import sys, time\nfrom nanochat import training_step\nfrom scripts import base_train\n"
         "def accumulate(*args):\n    print('in a step', flush=True)\n    time.sleep(600)\n"
-        "train.accumulate = accumulate\nbase_train.main(base_train.parse_args(sys.argv[1:]))\n"
+        "training_step.accumulate = accumulate\nbase_train.main(base_train.parse_args(sys.argv[1:]))\n"
     )
     run = running([sys.executable, str(slow), *f"{LONG} --model-tag twice".split()])
     while "in a step" not in (line := run.stdout.readline()):
@@ -329,7 +329,7 @@ def test_a_run_that_is_shorter_than_its_checkpoint_is_refused(world):
 
 
 def test_a_run_that_is_nothing_but_skips_gives_up(world, monkeypatch, capsys):
-    monkeypatch.setattr(train, "accumulate", lambda *args: torch.tensor(float("nan")))
+    monkeypatch.setattr(training_step, "accumulate", lambda *args: torch.tensor(float("nan")))
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", lambda grads: torch.tensor(0.0))
     with pytest.raises(SystemExit):
         pretrain("hopeless", "--num-iterations 50 --on-nan skip --eval-every -1")
@@ -341,12 +341,12 @@ def test_a_run_that_is_nothing_but_skips_gives_up(world, monkeypatch, capsys):
 def test_all_ranks_skip_what_one_of_them_saw(world, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(
-        "import os, sys\nfrom nanochat import train\nfrom scripts import base_train\n"
-        "real, count = train.accumulate, iter(range(100))\n"
+        "import os, sys\nfrom nanochat import training_step\nfrom scripts import base_train\n"
+        "real, count = training_step.accumulate, iter(range(100))\n"
         "def accumulate(*args):\n"
         "    total = real(*args)\n"
         "    return total * float('nan') if next(count) == 2 and os.environ['RANK'] == '1' else total\n"
-        "train.accumulate = accumulate\nbase_train.main(base_train.parse_args(sys.argv[1:]))\n"
+        "training_step.accumulate = accumulate\nbase_train.main(base_train.parse_args(sys.argv[1:]))\n"
     )
     flags = f"{BASE} {GENTLE} --num-iterations 5 --eval-every -1 --on-nan skip --model-tag one-skips".split()
     assert "step 2: the loss or a gradient of rank 1 is not finite" in torchrun(str(program), *flags)
@@ -427,7 +427,7 @@ def test_nothing_of_a_step_that_ran_out_of_memory_outlives_it():
     rows = torch.ones(8, 4)
     device_batch = DeviceBatch(8, CPU)
     optimizer = optimizer_of(random_model(small_config(64)))
-    train.accumulate(model, optimizer, rows, rows, device_batch, 1.0, torch.tensor(3))
+    training_step.accumulate(model, optimizer, rows, rows, device_batch, 1.0, torch.tensor(3))
     assert device_batch.rows == 2 and alive[:3] == [[], [], []]
 
 

@@ -17,18 +17,19 @@ FOLDERS = ("nanochat", "tasks", "scripts")
 # The library from the ground up. A room imports from lower floors and from earlier rooms of its own.
 FLOORS = (
     ("__init__", "paths", "runtime"),
-    ("schedules", "tokenizer", "attention", "fp8", "losses", "optim", "sandbox", "download", "corpora",
-     "tinyworld_tables", "tinyworld_facts"),
+    ("schedules", "tokenizer", "attention_blocked", "attention_flash", "attention", "compilation", "fp8", "losses",
+     "optim", "sandbox", "download", "corpora", "tinyworld_tables", "tinyworld_facts"),
     ("chat", "dataset", "tinyworld_text", "tinyworld_skills", "tinyworld_documents", "tinyworld_bundle", "tinyworld",
      "gpt"),
-    ("scaling", "memory", "batches", "checkpoint", "engine", "results", "progress", "saver", "core_bundle"),
+    ("scaling", "memory", "training_step", "batches", "checkpoint", "engine", "results", "progress", "saver",
+     "core_bundle"),
     ("samples", "bpb", "core_eval", "chat_eval", "train", "rollouts", "engine_worker", "server", "report"),
 )  # fmt: skip
 ORDER = [room for floor in FLOORS for room in floor]
 FOR_TASKS = ("dataset", "download", "sandbox", "tinyworld")
 READING_PATH = (
-    "nanochat/gpt.py", "nanochat/optim.py", "nanochat/attention.py", "nanochat/batches.py", "nanochat/train.py",
-    "scripts/base_train.py", "scripts/chat_sft.py",
+    "nanochat/gpt.py", "nanochat/optim.py", "nanochat/attention.py", "nanochat/batches.py",
+    "nanochat/training_step.py", "nanochat/train.py", "scripts/base_train.py", "scripts/chat_sft.py",
 )  # fmt: skip
 
 

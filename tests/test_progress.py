@@ -7,7 +7,7 @@ from helpers import CPU, optimizer_of, random_model, small_config
 from nanochat import progress
 from nanochat.memory import DeviceBatch
 from nanochat.progress import Progress
-from nanochat.train import optimizer_step
+from nanochat.training_step import optimizer_step
 
 
 def test_the_scale_is_halved_by_an_overflow_and_doubles_after_a_thousand_good_steps():
