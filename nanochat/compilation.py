@@ -10,6 +10,7 @@ from nanochat import attention
 
 @lru_cache
 def compile_function(function: Callable) -> Callable:
+    torch._dynamo.config.recompile_limit = 64  # a function of one shape for each group of parameters, kind of layer...
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 

@@ -12,6 +12,7 @@ Sources: Muon (Keller Jordan, 2024), Polar Express (arXiv 2505.16932), NorMuon (
 import torch
 import torch.distributed as dist
 
+from nanochat.compilation import compile_function
 from nanochat.runtime import multiplies_bfloat16
 
 # Optimal quintic coefficients for five iterations, one triple each.
@@ -86,10 +87,17 @@ def orthogonalization_dtype(device: torch.device, compute_dtype: torch.dtype = t
 
 class MuonAdamW:
     """step() reduces the gradients over ranks and updates the parameters. Change `lr`, `momentum` and `weight_decay`
-    of `groups` between steps. dtype: that of the orthogonalization."""
+    of `groups` between steps. dtype: that of the orthogonalization. compiles: the updates, one for each shape."""
 
-    def __init__(self, groups: list[dict], rank: int = 0, world_size: int = 1, dtype: torch.dtype | None = None):
-        self.groups, self.rank, self.world_size = groups, rank, world_size
+    def __init__(
+        self,
+        groups: list[dict],
+        rank: int = 0,
+        world_size: int = 1,
+        dtype: torch.dtype | None = None,
+        compiles: bool = False,
+    ):
+        self.groups, self.rank, self.world_size, self.compiles = groups, rank, world_size, compiles
         device = groups[0]["named"][0][1].device
         self.dtype = dtype or orthogonalization_dtype(device)
         self.state: dict[str, dict[str, torch.Tensor]] = {}  # by parameter name, this rank's share
@@ -102,14 +110,13 @@ class MuonAdamW:
                         "exp_avg": torch.zeros_like(share, dtype=_state_dtype(share)),
                         "exp_avg_sq": torch.zeros_like(share, dtype=_state_dtype(share)),
                     }
-            else:
-                for name, parameter in self._owned(group):
-                    m, n = parameter.shape
-                    variance = (m, 1) if m >= n else (1, n)
-                    self.state[name] = {
-                        "momentum_buffer": torch.zeros_like(parameter),
-                        "second_momentum_buffer": parameter.new_zeros(variance),
-                    }
+            elif owned := self._owned(group):  # the state of a stack lies as one; by name, a view of it
+                parameter = owned[0][1]
+                m, n = parameter.shape
+                shapes = {"momentum_buffer": (m, n), "second_momentum_buffer": (m, 1) if m >= n else (1, n)}
+                group["state"] = {key: parameter.new_zeros(len(owned), *shape) for key, shape in shapes.items()}
+                for i, (name, _) in enumerate(owned):
+                    self.state[name] = {key: stack[i] for key, stack in group["state"].items()}
 
     def set_rates(self, lr_multiplier: float, momentum: float, weight_decay_multiplier: float = 1.0) -> None:
         """Learning rates relative to those of the beginning; momentum and decay of the Muon groups."""
@@ -142,6 +149,13 @@ class MuonAdamW:
         for work, finish in (gather for gather in gathers if gather is not None):
             work.wait()
             finish()
+
+    def _function(self, update):
+        return compile_function(update) if self.compiles else update
+
+    def _numbers(self, *values):
+        """What changes from step to step: a number would be built into the compiled code, and compiled anew."""
+        return [torch.tensor(value, dtype=torch.float64) for value in values] if self.compiles else values
 
     def _per_rank(self, count: int) -> int:
         """Of so many rows or matrices; the last ranks may have fewer."""
@@ -179,16 +193,9 @@ class MuonAdamW:
     def _adamw(self, group, name, parameter, grad):
         weight = self._rows(parameter.detach())
         state = self.state[name]
-        adamw_update(
-            weight,
-            grad[: weight.size(0)],
-            state["exp_avg"],
-            state["exp_avg_sq"],
-            self.steps,
-            group["lr"],
-            group["betas"],
-            group["weight_decay"],
-        )
+        tensors = (weight, grad[: weight.size(0)], state["exp_avg"], state["exp_avg_sq"])
+        numbers = self._numbers(self.steps, group["lr"])
+        self._function(adamw_update)(*tensors, *numbers, group["betas"], group["weight_decay"])
         if self._is_whole(parameter):
             return None
         if parameter.size(0) == grad.size(0) * self.world_size:
@@ -219,25 +226,12 @@ class MuonAdamW:
     def _muon(self, group, grad):
         owned = self._owned(group)
         if owned:
-            weights = torch.stack([parameter.detach() for _, parameter in owned])
-            states = [self.state[name] for name, _ in owned]
-            buffers = {key: torch.stack([state[key] for state in states]) for key in states[0]}
-            muon_update(
-                weights,
-                grad[: len(owned)],
-                buffers["momentum_buffer"],
-                buffers["second_momentum_buffer"],
-                group["lr"],
-                group["momentum"],
-                group["beta2"],
-                group["weight_decay"],
-                self.dtype,
-            )
-            for i, state in enumerate(states):
-                for key, buffer in buffers.items():
-                    state[key].copy_(buffer[i])
-            for (_, parameter), weight in zip(owned, weights, strict=True):
-                parameter.detach().copy_(weight)
+            parameters = [parameter.detach() for _, parameter in owned]
+            weights = torch.stack(parameters)
+            tensors = (weights, grad[: len(owned)], *group["state"].values())
+            numbers = self._numbers(group["lr"], group["momentum"], group["weight_decay"])
+            self._function(muon_update)(*tensors, *numbers, group["beta2"], self.dtype)
+            torch._foreach_copy_(parameters, list(weights.unbind()))
         if self.world_size == 1:
             return None
         share = torch.zeros_like(grad)
@@ -292,10 +286,7 @@ def adamw_update(weight, grad, exp_avg, exp_avg_sq, step: int, lr: float, betas:
     exp_avg_sq.lerp_(grad.square(), 1 - beta2)
     denominator = (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(ADAM_EPS)
     update = exp_avg / denominator
-    if weight.dtype == exp_avg.dtype:
-        weight.mul_(1 - lr * weight_decay).add_(update, alpha=-lr / (1 - beta1**step))
-    else:
-        weight.copy_(weight.to(exp_avg.dtype) * (1 - lr * weight_decay) - update * (lr / (1 - beta1**step)))
+    weight.copy_(weight.to(exp_avg.dtype) * (1 - lr * weight_decay) - update * (lr / (1 - beta1**step)))
 
 
 def polar_express(x: torch.Tensor) -> torch.Tensor:
@@ -310,13 +301,13 @@ def polar_express(x: torch.Tensor) -> torch.Tensor:
 
 
 def muon_update(
-    weights, grad, momentum_buffer, variance, lr: float, momentum: float, beta2: float, weight_decay: float, dtype
+    weights, grad, momentum_buffer, variance, lr: float, momentum: float, weight_decay: float, beta2: float, dtype
 ) -> None:
     """One Muon step in place for a stack of matrices (S, m, n); variance: (S, m, 1) if m >= n else (S, 1, n)."""
     m, n = weights.shape[-2:]
     # Nesterov momentum
-    momentum_buffer.lerp_(grad, 1 - momentum)
-    update = grad.lerp(momentum_buffer, momentum)
+    momentum_buffer.add_((grad - momentum_buffer) * (1 - momentum))
+    update = grad + (momentum_buffer - grad) * momentum
     # orthogonalize
     precise = update.dtype == torch.float64
     update = polar_express(update if precise else update.to(dtype)).to(weights.dtype)

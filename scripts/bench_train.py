@@ -60,7 +60,7 @@ def measure(args, machine) -> dict:
     model = build_model(config, machine, args.seed)
     precision = orthogonalization_dtype(machine.device, machine.dtype)
     groups = param_groups(model.roles(), config.n_embd)
-    optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision)
+    optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision, compiles)
     in_fp8 = fp8.enable(model) if args.fp8 and fp8.available(machine) else 0
     train_model = compiled(model, args.compile)
     rows = read_rows(args, rows_per_step, machine)

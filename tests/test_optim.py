@@ -150,7 +150,7 @@ def test_a_muon_step_is_the_four_steps_of_its_recipe(shape):
     slow = [(weights[i].clone(), torch.zeros(m, n).double(), torch.zeros_like(variance[i])) for i in range(3)]
     for _ in range(3):
         grad = torch.randn(3, m, n, generator=generator, dtype=torch.float64)
-        muon_update(weights, grad.clone(), buffer, variance, lr, mu, beta2, decay, torch.float32)
+        muon_update(weights, grad.clone(), buffer, variance, lr, mu, decay, beta2, torch.float32)
         for i, (w, buf, var) in enumerate(slow):
             buf.copy_(mu * buf + (1 - mu) * grad[i])
             g = polar_express(((1 - mu) * grad[i] + mu * buf).unsqueeze(0))[0]
