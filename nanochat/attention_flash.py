@@ -5,6 +5,7 @@ autograd function: here its two halves are operators of torch.library. Versions 
 are called outside the graph. B batch, T time, H query heads, K key/value heads, D head width.
 """
 
+import importlib
 from functools import lru_cache
 
 import torch
@@ -16,26 +17,18 @@ def flash_function(capability: tuple[int, int]):
 
     q: (B, T, H, D), k and v: (B, T, K, D), bfloat16 or float16 -> (B, T, H, D).
     """
-    if capability < (8, 0):
-        return None
-    if capability >= (9, 0):
-        try:
-            from flash_attn.cute import interface
+    if capability >= (9, 0) and (interface := _module("flash_attn.cute.interface")):
+        return _version_4(interface)
+    if capability[0] == 9 and (interface := _module("flash_attn_interface")):
+        return _with_own_operators(interface)
+    if capability >= (8, 0) and (interface := _module("flash_attn.flash_attn_interface")):
+        return _with_own_operators(interface)
+    return None
 
-            return _version_4(interface)
-        except ImportError:
-            pass
-    if capability == (9, 0):
-        try:
-            import flash_attn_interface
 
-            return _with_own_operators(flash_attn_interface)
-        except ImportError:
-            pass
+def _module(name):
     try:
-        from flash_attn import flash_attn_interface
-
-        return _with_own_operators(flash_attn_interface)
+        return importlib.import_module(name)
     except ImportError:
         return None
 

@@ -1,36 +1,70 @@
 """torch.compile: where it pays, where it can run, and whether it ran again when it should not have."""
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 
 from nanochat import attention
+from nanochat.runtime import Runtime
+
+MANY = 64  # shapes of one function: kinds of layers, of passes, of parameters
 
 
 @lru_cache
 def compile_function(function: Callable) -> Callable:
-    torch._dynamo.config.recompile_limit = 64  # a function of one shape for each group of parameters, kind of layer...
+    """Compiled for each new shape of the tensors that it is given. Where the graph would break, that is an error."""
+    torch._dynamo.config.recompile_limit = MANY
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
-def compiled(model, choice: int) -> Callable:
+def compiled(model, compiles: bool) -> Callable:
     """The model for training and its evaluation, forward(idx, targets, loss_reduction): as it is, or with its blocks
-    compiled. All layers of a kind share their code, so that the time to compile does not grow with the depth."""
-    device = model.lm_head.weight.device
-    if not will_compile(choice, device):
+    and its loss compiled. All layers of a kind share their code, so that the time to compile does not grow with the
+    depth."""
+    if not compiles:
         return model
-    run_block = compile_function(model.run_block)
-    # a C++ compiler does no better than the loss as it is written
-    options = {} if device.type == "never" else {"compile_function": compile_function}
+    device = model.lm_head.weight.device
 
     def forward(idx, targets, loss_reduction="mean"):
+        if device.type == "cpu" and not torch.is_grad_enabled():  # evaluation alone is not worth a C++ compiler's time
+            return model(idx, targets, loss_reduction)
         attention.prepare(model.attention_backend, idx.size(1), model.config.windows, device)
-        return model.loss(model.hidden(idx, run_block=run_block), targets, loss_reduction, **options)
+        hidden = model.hidden(idx, run_block=compile_function(model.run_block))
+        return model.loss(hidden, targets, loss_reduction, compile_function=compile_function)
 
     return forward
 
 
-def will_compile(choice: int, device: torch.device) -> bool:
-    """Whether to compile: 1 yes, 0 no, -1 on GPUs."""
-    return choice == 1 or (choice == -1 and device.type == "cuda")
+def will_compile(choice: int, runtime: Runtime) -> bool:
+    """Whether to compile, by the choice of the command line: 1 yes, 0 no, -1 on GPUs, where it always pays; on two CPU
+    cores it does in runs of some hundred steps. Where it cannot, one line says so."""
+    if choice == 0 or (choice == -1 and runtime.device.type != "cuda"):
+        return False
+    missing = "disabled by scripts.doctor" if "compile" in runtime.disabled else missing_compiler(runtime.device)
+    if missing:
+        runtime.print(f"torch.compile cannot be used, everything runs uncompiled and slower: {missing}")
+    return not missing
+
+
+def missing_compiler(device: torch.device) -> str:
+    """What torch.compile lacks here, or nothing."""
+    if device.type == "cuda":
+        return "" if importlib.util.find_spec("triton") else "there is no Triton (pip install triton)"
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "there is no C++ compiler (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)"
+    return ""
+
+
+def times_compiled() -> int:
+    """How many graphs this process has compiled so far. After the first steps of a run it should stand still."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0

@@ -47,6 +47,16 @@ def eval_bundle_dir(name: str = "eval_bundle") -> Path:
     return base_dir() / name
 
 
+def compile_cache_dir() -> Path:
+    """Code that torch.compile and flash-attn made for this machine."""
+    return base_dir() / "compiled"
+
+
+def machine_file() -> Path:
+    """What scripts.doctor found, by device and version of torch."""
+    return base_dir() / "machine.json"
+
+
 def data_mirror() -> Path | None:
     """A local folder that is looked into before the network (`NANOCHAT_DATA_MIRROR`)."""
     mirror = os.environ.get("NANOCHAT_DATA_MIRROR")

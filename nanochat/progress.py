@@ -18,6 +18,7 @@ class Progress:
     ema_steps: int = 0
     skipped: int = 0  # steps whose loss or gradient was not finite
     training_time: float = 0.0  # seconds in steps after the tenth
+    waiting_time: float = 0.0  # seconds before these steps until their rows were there
     timed_steps: int = 0
     loss_scale: float = 2.0**15  # used in float16 only
     scaled_steps: int = 0  # good ones since the scale was last changed
@@ -71,6 +72,7 @@ def summary(progress: Progress, tokens_per_step: int, flops_per_token: int, runt
         "skipped_steps": progress.skipped,
         "tok_per_sec": rate,
         "mfu": rate * flops_per_token / (peak * runtime.world_size) if timed and peak else None,
+        "data_wait": progress.waiting_time / (progress.waiting_time + progress.training_time) if timed else None,
         "peak_memory_bytes": runtime.peak_memory(),
         "tokens": tokens,
         "total_training_flops": float(tokens * flops_per_token),

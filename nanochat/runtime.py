@@ -2,10 +2,13 @@
 
 import base64
 import contextlib
+import ctypes
 import datetime
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -16,6 +19,8 @@ import torch.distributed as dist
 # Imported when a group exists already, this module holds it for ever by its default arguments (torch 2.13). The group's
 # threads then outlive the interpreter, and one process in ten ends with an abort.
 import torch.distributed.nn.functional  # noqa: F401
+
+from nanochat import paths
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -189,6 +194,12 @@ def start(device_type: str = "", training: bool = False) -> Runtime:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in float32
+    if device.type == "cpu":
+        keep_freed_memory()
+    # compiled code is found again by the next run; flash-attn 4 compiles, too, and must be told before its import
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.compile_cache_dir()))
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(paths.compile_cache_dir() / "flash-attn"))
     store = None
     if world_size > 1:
         timeout = datetime.timedelta(minutes=60)  # ranks compile at different speeds
@@ -197,8 +208,34 @@ def start(device_type: str = "", training: bool = False) -> Runtime:
         device_id = device if device.type == "cuda" else None
         meeting = dict(store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
         dist.init_process_group(backend, timeout=timeout, device_id=device_id, **meeting)
-    attention = os.environ.get("NANOCHAT_ATTENTION", "")
-    return Runtime(device, compute_dtype(device, training), rank, local_rank, world_size, attention, store=store)
+    attention, disabled = os.environ.get("NANOCHAT_ATTENTION", ""), tuple(disabled_here(device))
+    if disabled and rank == 0:
+        print(f"disabled on this machine by scripts.doctor: {', '.join(disabled)}", flush=True)
+    return Runtime(device, compute_dtype(device, training), rank, local_rank, world_size, attention, disabled, store)
+
+
+def keep_freed_memory() -> None:
+    """glibc gives large pieces of memory back to the system, and gets them again page by page at every step: a quarter
+    of the time of a training step on a CPU. Other C libraries have no such setting."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never
+
+
+def machine_key(device: torch.device) -> str:
+    """What the findings of scripts.doctor hold for: another card or another torch may behave otherwise."""
+    return f"{device_name(device)}, torch {torch.__version__}"
+
+
+def disabled_here(device: torch.device) -> dict[str, str]:
+    """What scripts.doctor found not to work, or not to pay, on this machine: name -> why."""
+    try:
+        findings = json.loads(paths.machine_file().read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return findings.get(machine_key(device), {}).get("disabled", {})
 
 
 def close(runtime: Runtime) -> None:

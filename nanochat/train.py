@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from nanochat.compilation import times_compiled
 from nanochat.memory import DeviceBatch
 from nanochat.optim import MuonAdamW
 from nanochat.progress import Progress
@@ -75,7 +76,9 @@ def train(
             if last:
                 break
             examine(step, last)
+            asked, graphs = time.perf_counter(), times_compiled()
             inputs, targets = next(batches)
+            waited = time.perf_counter() - asked
             runtime.synchronize()
             begin = time.perf_counter()
             multiplier = set_rates(step)
@@ -99,7 +102,10 @@ def train(
             progress.step += 1
             if step - first_step >= WARM_STEPS:
                 progress.training_time += seconds
+                progress.waiting_time += waited
                 progress.timed_steps += 1
+                if times_compiled() > graphs:
+                    runtime.print(f"step {step}: {times_compiled() - graphs} functions were compiled again")
             rate = tokens_per_step / seconds
             achieved = rate * flops_per_token
             mfu = achieved / (peak * runtime.world_size) if peak else None
@@ -110,6 +116,7 @@ def train(
                     "train/step_loss": outcome.loss if math.isfinite(outcome.loss) else None,
                     "train/lrm": multiplier,
                     "train/dt": seconds,
+                    "train/data_wait": waited / (waited + seconds),
                     "train/tok_per_sec": rate,
                     "train/mfu": mfu,
                     "total_training_flops": flops_per_token * tokens_per_step * (step + 1),

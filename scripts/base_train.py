@@ -85,7 +85,7 @@ def pretrain(args, machine):
     tokenizer = Tokenizer.load(paths.tokenizer_dir(tokenizer_name))
     config, the_plan = shape_and_plan(args, tokenizer.vocab_size)
     T, num_iterations = config.sequence_len, the_plan.num_iterations
-    compiles = will_compile(args.compile, machine.device)
+    compiles = will_compile(args.compile, machine)
     at_once = memory.choose_rows(args.device_batch_size, config, T, machine, compiles, default=32)
     rows_per_step, device_batch = memory.split_batch(the_plan.total_batch_size, T, at_once, machine)
     folder = paths.checkpoint_dir("base", args.model_tag)
@@ -118,7 +118,7 @@ def pretrain(args, machine):
     torch.nn.init.constant_(model.smear_lambda, args.smear_init)
     precision = orthogonalization_dtype(machine.device, machine.dtype)
     groups = optimizer_groups(args, model, the_plan)
-    optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision)
+    optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision, compiles)
     if resumed:
         checkpoint.load_weights(resumed, model)
         checkpoint.load_optimizer(resumed, optimizer)
@@ -139,7 +139,7 @@ def pretrain(args, machine):
             machine.print(f"--fp8: this device does not multiply fp8; training in {machine.dtype}")
     bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None
     checkpoint.set_aside(folder, machine, after=resume_step)
-    train_model = compiled(model, args.compile)
+    train_model = compiled(model, compiles)
     names = ("base_train", args.model_tag, machine, args.run, vars(args), "nanochat")
     sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"))
     when = (args.save_every, args.save_minutes, args.keep)

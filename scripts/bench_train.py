@@ -53,7 +53,7 @@ def main(args):
 def measure(args, machine) -> dict:
     T = args.max_seq_len
     config = model_config(args.depth, args.vocab_size, args.aspect_ratio, args.head_dim, T, args.window_pattern)
-    compiles = will_compile(args.compile, machine.device)
+    compiles = will_compile(args.compile, machine)
     at_once = memory.choose_rows(args.device_batch_size, config, T, machine, compiles, default=8)
     total_batch_size = args.total_batch_size if args.total_batch_size > 0 else at_once * T * machine.world_size
     rows_per_step, device_batch = memory.split_batch(total_batch_size, T, at_once, machine)
@@ -62,7 +62,7 @@ def measure(args, machine) -> dict:
     groups = param_groups(model.roles(), config.n_embd)
     optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision, compiles)
     in_fp8 = fp8.enable(model) if args.fp8 and fp8.available(machine) else 0
-    train_model = compiled(model, args.compile)
+    train_model = compiled(model, compiles)
     rows = read_rows(args, rows_per_step, machine)
     side = PRODUCT_SIDE[machine.device.type]
     factors = [torch.randn(side, side, device=machine.device).to(machine.dtype) for _ in range(2)]

@@ -120,7 +120,7 @@ def teach(args, machine):
     config = GPTConfig(**base_meta["model_config"])
     T = args.max_seq_len or config.sequence_len
     total_batch_size = args.total_batch_size or base_meta["plan"]["total_batch_size"]
-    compiles, default = will_compile(args.compile, machine.device), base_meta["device_batch_size"]
+    compiles, default = will_compile(args.compile, machine), base_meta["device_batch_size"]
     at_once = memory.choose_rows(args.device_batch_size, config, T, machine, compiles, default)
     rows_per_step, device_batch = memory.split_batch(total_batch_size, T, at_once, machine)
     folder = paths.checkpoint_dir("sft", tag)
@@ -141,7 +141,7 @@ def teach(args, machine):
     checkpoint.load_weights(resumed or base, model)
     precision = orthogonalization_dtype(machine.device, machine.dtype)
     groups = optimizer_groups(args, model, base_meta["flags"])
-    optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision)
+    optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision, compiles)
     if resumed or args.load_optimizer:
         checkpoint.load_optimizer(resumed or base, optimizer)
     conversations = training_mixture(args)
@@ -162,7 +162,7 @@ def teach(args, machine):
         + (f"; going on at step {first_step}" if resumed else "")
     )
     checkpoint.set_aside(folder, machine, after=resume_step)
-    train_model = compiled(model, args.compile)
+    train_model = compiled(model, compiles)
     names = ("chat_sft", tag, machine, args.run, vars(args), "nanochat-sft")
     sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"))
     when = (args.save_every, args.save_minutes, args.keep)

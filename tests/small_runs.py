@@ -27,7 +27,7 @@ BASE = f"{CORPUS} {SHAPE} {OFTEN} --no-scaling --warmup-steps 2 --core-metric-ev
 GENTLE = "--embedding-lr 0.02 --unembedding-lr 0.001 --matrix-lr 0.002 --scalar-lr 0.02"
 SFT = f"--mixture tiny --max-seq-len 64 {OFTEN} --chatcore-every -1"
 TINY = {"facts": 40, "arithmetic": 20, "counting": 10, "multiple_choice": 10, "stories": 20, "unknown": 10}
-CLOCKS = {"train/dt", "train/tok_per_sec", "train/mfu", "total_training_time"}
+CLOCKS = {"train/dt", "train/data_wait", "train/tok_per_sec", "train/mfu", "total_training_time"}
 
 
 def make_world(folder):
@@ -86,7 +86,7 @@ def assert_same_run(one, other, stage="base"):
     assert folder.name == other_folder.name
     assert_same_files(folder, other_folder)
     progress, other_progress = (checkpoint.read_meta(path)["progress"] for path in (folder, other_folder))
-    clocks = {"training_time": 0, "timed_steps": 0}
+    clocks = {"training_time": 0, "waiting_time": 0, "timed_steps": 0}
     assert progress | clocks == other_progress | clocks
     final, other_final = (results.read(tag, log)["final"] for tag in (one, other))
     for key in ("step", "train_loss", "val_bpb", "min_val_bpb", "tokens", "total_training_flops"):

@@ -35,7 +35,7 @@ def kept_bytes(model, idx, targets):
 @pytest.mark.parametrize("layers", [2, 6])
 def test_the_estimate_of_a_rows_activations_is_what_autograd_keeps(layers, kv_heads):
     config = small_config(512, 256, n_layer=layers, n_head=4, n_kv_head=kv_heads, n_embd=256, window_pattern="L")
-    model = build_model(config, CPU)
+    model = build_model(config, Runtime(CPU.device, CPU.dtype, attention="sdpa"))
     idx = torch.randint(0, 512, (9, 257))
     one, nine = (kept_bytes(model, idx[:n, :-1], idx[:n, 1:]) for n in (1, 9))
     estimate = memory.row_bytes(config, 256, torch.float32, compiled=False)
