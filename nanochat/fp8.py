@@ -16,8 +16,9 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 
 def available(runtime: Runtime) -> bool:
-    """Whether the device multiplies fp8 (compute capability 8.9 and later)."""
-    return runtime.device.type == "cuda" and torch.cuda.get_device_capability(runtime.device) >= (8, 9)
+    """Whether the device multiplies fp8 (compute capability 8.9 and later) and scripts.doctor did not object."""
+    on_device = runtime.device.type == "cuda" and torch.cuda.get_device_capability(runtime.device) >= (8, 9)
+    return on_device and "fp8" not in runtime.disabled
 
 
 def enable(model: torch.nn.Module, head: bool = True) -> int:

@@ -103,9 +103,9 @@ case $PROFILE in
       TINY_STEPS=1300 TIME_TEXT="about 14 minutes on two CPU cores without units for bfloat16"
     fi
     # The rule of the depth would take hours on two cores, so batch, horizon, rates, decay and momentum ramp are stated.
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=64 --max-seq-len=256 --window-pattern=L --device-batch-size=8 --total-batch-size=2048 --num-iterations=$TINY_STEPS --in-order --no-scaling --scalar-lr=0.02 --smear-init=2 --smear-lr=0.01 --weight-decay=0.05 --warmup-steps=30 --momentum-ramp-steps=300 --eval-every=400 --save-every=400 --keep=2 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=64 --max-seq-len=256 --window-pattern=L --device-batch-size=8 --total-batch-size=2048 --compile=1 --num-iterations=$TINY_STEPS --in-order --no-scaling --scalar-lr=0.02 --smear-init=2 --smear-lr=0.01 --weight-decay=0.05 --warmup-steps=30 --momentum-ramp-steps=300 --eval-every=400 --save-every=400 --keep=2 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
     BASE_EVAL_FLAGS="--device-batch-size=16 --split-tokens=131072"
-    SFT_FLAGS="--mixture=tiny --init-lr-frac=0.4 --scalar-lr=0.02 --smear-lr=0.01 --device-batch-size=16 --total-batch-size=4096 --eval-every=50 --eval-tokens=32768 --save-every=100 --keep=2 --chatcore-every=-1"
+    SFT_FLAGS="--mixture=tiny --init-lr-frac=0.4 --scalar-lr=0.02 --smear-lr=0.01 --device-batch-size=8 --total-batch-size=4096 --compile=1 --eval-every=50 --eval-tokens=32768 --save-every=100 --keep=2 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
     CHAT_EVAL_FLAGS="--batch-size=64 --max-new-tokens=64"
     RL_FLAGS=""

@@ -134,7 +134,7 @@ def pretrain(args, machine):
     )
     if args.fp8:
         if fp8.available(machine):
-            machine.print(f"fp8 in {fp8.enable(model)} linear layers")
+            machine.print(f"fp8 in {fp8.enable(model, 'fp8_head' not in machine.disabled)} linear layers")
         else:
             machine.print(f"--fp8: this device does not multiply fp8; training in {machine.dtype}")
     bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None

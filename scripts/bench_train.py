@@ -3,16 +3,20 @@ last line is JSON. With random rows it needs nothing but torch.
 
 python -m scripts.bench_train --depth 12 --fp8
 python -m scripts.bench_train --depth 4 --head-dim 64 --max-seq-len 512 --device-batch-size 8 --vocab-size 8192
+python -m scripts.bench_train --depth 4 --against masked
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 
 import torch
+import torch.nn.functional as F
 
-from nanochat import fp8, memory, runtime
+from nanochat import attention, fp8, memory, runtime
 from nanochat.compilation import compiled, will_compile
 from nanochat.gpt import build_model
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
@@ -21,6 +25,12 @@ from nanochat.training_step import optimizer_step
 
 WARM_STEPS = 3  # compilation, cold caches
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024, "mps": 2048}  # of the matrices whose product is the machine's own rate
+
+
+VARIANTS = {
+    "masked": "attention with a T x T mask where there is a window",
+    "plain-loss": "all logits at once in float32, their gradient by autograd",
+}
 
 
 def parse_args(argv=None):
@@ -36,6 +46,8 @@ def parse_args(argv=None):
     add("--fp8", action="store_true", help="matrix products in fp8 (Hopper and later)")
     add("--compile", type=int, default=-1, choices=[-1, 0, 1], help="torch.compile (-1: where it pays)")
     add("--seed", type=int, default=42)
+    add("--variant", choices=VARIANTS, help="the same model with a part as one would write it first")
+    add("--against", choices=VARIANTS, help="compare with that variant: speed and memory, in processes of their own")
     add("--trace", metavar="FILE", help="also write a trace of two steps for chrome://tracing or Perfetto")
     args = parser.parse_args(argv)
     check_model_flags(parser, args)
@@ -45,9 +57,29 @@ def parse_args(argv=None):
 
 
 def main(args):
+    other = [run_variant(args)] if args.against else []  # before and after, so that a drift of the machine shows
     with runtime.stage(args.device_type, training=True) as machine:
         result = measure(args, machine)
-        machine.print(json.dumps(result))
+    if args.against:
+        other.append(run_variant(args))
+        speed, memory_gb = (statistics.mean(run[key] for run in other) for key in ("tok_per_sec", "peak_memory_gb"))
+        result |= {
+            "against": args.against,
+            "speed_ratio": round(result["tok_per_sec"] / speed, 3),
+            "memory_ratio": round(result["peak_memory_gb"] / memory_gb, 3),
+            "variant_runs": [
+                {key: run[key] for key in ("tok_per_sec", "peak_memory_gb", "matmul_tflops")} for run in other
+            ],
+        }
+    machine.print(json.dumps(result))
+
+
+def run_variant(args) -> dict:
+    """The JSON of the same command with --variant."""
+    flags = {key: value for key, value in vars(args).items() if key not in ("against", "variant", "fp8", "trace")}
+    words = [f"--{key.replace('_', '-')}={value}" for key, value in flags.items() if value not in (None, "")]
+    command = [sys.executable, "-m", "scripts.bench_train", *words, *["--fp8"] * args.fp8, f"--variant={args.against}"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
 
 def measure(args, machine) -> dict:
@@ -61,7 +93,12 @@ def measure(args, machine) -> dict:
     precision = orthogonalization_dtype(machine.device, machine.dtype)
     groups = param_groups(model.roles(), config.n_embd)
     optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision, compiles)
-    in_fp8 = fp8.enable(model) if args.fp8 and fp8.available(machine) else 0
+    fits = args.fp8 and fp8.available(machine)
+    in_fp8 = fp8.enable(model, "fp8_head" not in machine.disabled) if fits else 0
+    if args.variant == "masked":
+        attention.BACKENDS["masked"], model.attention_backend = masked_attention, "masked"
+    elif args.variant == "plain-loss":
+        model.loss = lambda *inputs, **options: plain_loss(model, *inputs)
     train_model = compiled(model, compiles)
     rows = read_rows(args, rows_per_step, machine)
     side = PRODUCT_SIDE[machine.device.type]
@@ -110,6 +147,7 @@ def measure(args, machine) -> dict:
         "matmul_tflops": round(rate / 1e12, 4),
         "peak_memory_gb": round(machine.peak_memory() / 1e9, 3),
         "attention": model.attention_backend,
+        "variant": args.variant,
         "compiled": train_model is not model,
         "fp8_layers": in_fp8,
         "dtype": str(machine.dtype).removeprefix("torch."),
@@ -130,6 +168,17 @@ def measure(args, machine) -> dict:
         "device": runtime.device_name(machine.device),
         "torch": torch.__version__,
     }
+
+
+def masked_attention(q, k, v, window):
+    distance = torch.arange(q.size(1), device=q.device).unsqueeze(1) - torch.arange(q.size(1), device=q.device)
+    how = {"attn_mask": (distance >= 0) & (distance <= window)} if window < q.size(1) - 1 else {"is_causal": True}
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, **how).transpose(1, 2)
+
+
+def plain_loss(model, x, targets, reduction):
+    return F.cross_entropy(model.logits(x).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=reduction)
 
 
 def timed(work, machine):

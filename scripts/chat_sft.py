@@ -28,7 +28,7 @@ from tasks.tinyworld import TinyWorld
 # Conversations of each kind that the tiny profile is taught.
 TINY = {
     "facts": 7000,
-    "arithmetic": 6000,
+    "arithmetic": 8000,
     "arithmetic_hard": 250,
     "counting": 3500,
     "spelling": 1500,
