@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from nanochat.attention_blocked import BlockedAttention
 from nanochat.attention_flash import flash_function
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, missing_compiler
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, backend: str = "sdpa") -> torch.Tensor:
@@ -22,19 +22,20 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, backe
     return BACKENDS[backend](q, k, v, window)
 
 
-def available_backends(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[str]:
-    """The backends that run on this machine, the preferred one first."""
+def available_backends(device: torch.device, dtype: torch.dtype, head_dim: int, disabled: tuple = ()) -> list[str]:
+    """The backends that run on this machine, the preferred one first. disabled: what scripts.doctor found wrong."""
     if device.type == "cuda":
         fits = dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= 128
         flash = fits and flash_function(torch.cuda.get_device_capability(device)) is not None
-        return ["flash"] * flash + ["flex", "sdpa"]
+        flex = "compile" not in disabled and not missing_compiler(device)  # uncompiled, it makes T x T scores
+        return ["flash"] * flash + ["flex"] * flex + ["sdpa"]
     return ["blocked", "sdpa"] if device.type == "cpu" else ["sdpa"]
 
 
 def choose_backend(runtime: Runtime, head_dim: int) -> str:
-    """The preferred backend of those that nanochat.doctor did not disable, or the one that NANOCHAT_ATTENTION forces:
+    """The preferred backend of those that scripts.doctor did not disable, or the one that NANOCHAT_ATTENTION forces:
     an error where there is no such."""
-    available = available_backends(runtime.device, runtime.dtype, head_dim)
+    available = available_backends(runtime.device, runtime.dtype, head_dim, runtime.disabled)
     if runtime.attention and runtime.attention not in available:
         raise SystemExit(
             f"NANOCHAT_ATTENTION is {runtime.attention!r}; on this machine there are: {', '.join(available)}"
@@ -42,15 +43,21 @@ def choose_backend(runtime: Runtime, head_dim: int) -> str:
     return runtime.attention or next((name for name in available if name not in runtime.disabled), "sdpa")
 
 
-def attend_flash(q, k, v, window):
-    return flash_function(torch.cuda.get_device_capability(q.device))(q, k, v, window)
-
-
+# What a compiled pass must find ready, since making it is no part of a graph: see prepare().
+FLASH = {}  # device -> function
 FLEX_MASKS = {}  # (T, window, device) -> block mask
 
 
+def attend_flash(q, k, v, window):
+    if q.device not in FLASH:
+        FLASH[q.device] = flash_function(torch.cuda.get_device_capability(q.device))
+    return FLASH[q.device](q, k, v, window)
+
+
 def prepare(backend: str, length: int, windows: list[int], device: torch.device) -> None:
-    """To be called before a compiled pass over rows of this length: making masks is no part of the graph."""
+    """To be called before a compiled pass over rows of this length. device: as the tensors' own, with its index."""
+    if backend == "flash" and device not in FLASH:
+        FLASH[device] = flash_function(torch.cuda.get_device_capability(device))
     if backend == "flex":
         from torch.nn.attention.flex_attention import create_block_mask
 
@@ -58,7 +65,7 @@ def prepare(backend: str, length: int, windows: list[int], device: torch.device)
             if (length, window, device) not in FLEX_MASKS:
 
                 def visible(b, h, q_position, k_position, window=window):
-                    return (q_position >= k_position) & (q_position - k_position <= window)
+                    return (q_position >= k_position) & (q_position <= k_position + window)
 
                 FLEX_MASKS[length, window, device] = create_block_mask(visible, None, None, length, length, device)
 

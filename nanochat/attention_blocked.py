@@ -11,7 +11,7 @@ BLOCK = 128  # queries
 
 class BlockedAttention(torch.autograd.Function):
     """q, k, v: (N, T, D) -> (N, T, D). Logits and softmax are float32 (float64 for float64). The probabilities are
-    kept for the backward pass, w + BLOCK for each query."""
+    kept for the backward pass, w + BLOCK for each query: with a full window, half of T x T."""
 
     @staticmethod
     def forward(ctx, q, k, v, window):
@@ -26,7 +26,8 @@ class BlockedAttention(torch.autograd.Function):
             scores = torch.baddbmm(bias, queries[:, begin:end], keys[:, first:end].mT, alpha=scale)
             shares = scores.softmax(dim=-1).to(q.dtype)
             out[:, begin:end] = shares @ v[:, first:end]
-            kept.append(shares)
+            if any(ctx.needs_input_grad):
+                kept.append(shares)
         ctx.save_for_backward(q, k, v, out, *kept)
         ctx.window = window
         return out

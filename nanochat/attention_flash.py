@@ -1,11 +1,11 @@
 """The flash-attn kernels behind one function that compiles without breaking the graph.
 
 Version 4 (windows, forward and backward, on compute capability 9.0 and later; its backward pass refuses 8.x) is a plain
-autograd function: here its two halves are operators of torch.library. Versions 3 and 2 bring operators of their own, or
-are called outside the graph. B batch, T time, H query heads, K key/value heads, D head width.
+autograd function: here its two halves are operators of torch.library. Versions 3 and 2 are taken where they bring
+operators of their own. B batch, T time, H query heads, K key/value heads, D head width.
 """
 
-import importlib
+import importlib.util
 from functools import lru_cache
 
 import torch
@@ -28,9 +28,17 @@ def flash_function(capability: tuple[int, int]):
 
 def _module(name):
     try:
+        if importlib.util.find_spec(name) is None:
+            return None
         return importlib.import_module(name)
-    except ImportError:
-        return None
+    except ModuleNotFoundError as error:
+        if error.name and name.startswith(error.name):  # not installed
+            return None
+        reason = error
+    except Exception as error:  # a library that does not suit the others may fail in any way
+        reason = error
+    print(f"{name} is installed and cannot be used: {type(reason).__name__}: {reason}", flush=True)
+    return None
 
 
 @lru_cache
@@ -89,5 +97,4 @@ def _with_own_operators(interface):
         out = interface.flash_attn_func(q, k, v, causal=True, **left)
         return out[0] if isinstance(out, tuple) else out
 
-    operators = hasattr(getattr(interface, "_flash_attn_forward", None), "register_fake")
-    return flash if operators else torch.compiler.disable(flash)
+    return flash if hasattr(getattr(interface, "_flash_attn_forward", None), "register_fake") else None

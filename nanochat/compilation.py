@@ -1,6 +1,5 @@
 """torch.compile: where it pays, where it can run, and whether it ran again when it should not have."""
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -8,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from nanochat import attention
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, missing_compiler
 
 MANY = 64  # shapes of one function: kinds of layers, of passes, of parameters
 
@@ -47,21 +46,6 @@ def will_compile(choice: int, runtime: Runtime) -> bool:
     if missing:
         runtime.print(f"torch.compile cannot be used, everything runs uncompiled and slower: {missing}")
     return not missing
-
-
-def missing_compiler(device: torch.device) -> str:
-    """What torch.compile lacks here, or nothing."""
-    if device.type == "cuda":
-        return "" if importlib.util.find_spec("triton") else "there is no Triton (pip install triton)"
-    if device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
-
-        try:
-            get_cpp_compiler()
-        except InvalidCxxCompiler:
-            return "there is no C++ compiler (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)"
-    return ""
 
 
 def times_compiled() -> int:

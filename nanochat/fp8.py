@@ -17,8 +17,21 @@ E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
 def available(runtime: Runtime) -> bool:
     """Whether the device multiplies fp8 (compute capability 8.9 and later) and scripts.doctor did not object."""
-    on_device = runtime.device.type == "cuda" and torch.cuda.get_device_capability(runtime.device) >= (8, 9)
-    return on_device and "fp8" not in runtime.disabled
+    return not why_not(runtime)
+
+
+def why_not(runtime: Runtime) -> str:
+    if runtime.device.type != "cuda" or torch.cuda.get_device_capability(runtime.device) < (8, 9):
+        return "this device does not multiply fp8"
+    return "scripts.doctor found it wrong on this machine" if "fp8" in runtime.disabled else ""
+
+
+def enable_where_possible(model: torch.nn.Module, runtime: Runtime) -> int:
+    """Says what it does; the number of layers that multiply in fp8."""
+    reason = why_not(runtime)
+    count = 0 if reason else enable(model, head="fp8_head" not in runtime.disabled)
+    runtime.print(f"--fp8: {reason}; training in {runtime.dtype}" if reason else f"fp8 in {count} linear layers")
+    return count
 
 
 def enable(model: torch.nn.Module, head: bool = True) -> int:

@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from nanochat.fp8 import Fp8Head
 
 IGNORE = -1
-# Logits that are held at once: on a CPU what its caches hold, on a GPU enough to keep it busy (512 MB in float32).
-CPU_CHUNK, GPU_CHUNK = 1 << 22, 1 << 27
+# Logits that are held at once, 128 and 512 MB in float32; on a CPU for no more tokens than make its products fast.
+CPU_CHUNK, GPU_CHUNK = 1 << 25, 1 << 27
+CPU_TOKENS = 1024
+MULTIPLE = 128  # of tokens: what kernels like, and those of fp8 need
 
 
 def softcapped_logits(x: torch.Tensor, weight: torch.Tensor, vocab_size: int, softcap: float) -> torch.Tensor:
@@ -67,8 +69,9 @@ def losses_of_chunk(x, targets, weight, vocab_size, softcap):
 
 
 def _tokens_per_chunk(weight: torch.Tensor) -> int:
-    elements = CPU_CHUNK if weight.device.type == "cpu" else GPU_CHUNK
-    return max(1, elements // weight.size(0))
+    if weight.device.type == "cpu":
+        return max(1, min(CPU_TOKENS, CPU_CHUNK // weight.size(0)))
+    return max(MULTIPLE, GPU_CHUNK // weight.size(0) // MULTIPLE * MULTIPLE)
 
 
 class Head:

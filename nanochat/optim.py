@@ -194,8 +194,8 @@ class MuonAdamW:
         weight = self._rows(parameter.detach())
         state = self.state[name]
         tensors = (weight, grad[: weight.size(0)], state["exp_avg"], state["exp_avg_sq"])
-        numbers = self._numbers(self.steps, group["lr"])
-        self._function(adamw_update)(*tensors, *numbers, group["betas"], group["weight_decay"])
+        numbers = adamw_numbers(self.steps, group["lr"], group["betas"], group["weight_decay"])
+        self._function(adamw_update)(*tensors, *self._numbers(*numbers), group["betas"])
         if self._is_whole(parameter):
             return None
         if parameter.size(0) == grad.size(0) * self.world_size:
@@ -278,15 +278,20 @@ def _state_dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def adamw_update(weight, grad, exp_avg, exp_avg_sq, step: int, lr: float, betas: tuple, weight_decay: float) -> None:
+def adamw_numbers(step: int, lr: float, betas: tuple, weight_decay: float) -> tuple[float, float, float]:
+    """What changes with the step: decay of the weights, size of the step, correction of the second moment."""
+    beta1, beta2 = betas
+    return 1 - lr * weight_decay, lr / (1 - beta1**step), 1 - beta2**step
+
+
+def adamw_update(weight, grad, exp_avg, exp_avg_sq, decay, step_size, correction, betas: tuple) -> None:
     """One AdamW step in place: decay first, moments bias-corrected, epsilon outside the root."""
     beta1, beta2 = betas
     grad = grad.to(exp_avg.dtype)
     exp_avg.lerp_(grad, 1 - beta1)
     exp_avg_sq.lerp_(grad.square(), 1 - beta2)
-    denominator = (exp_avg_sq / (1 - beta2**step)).sqrt_().add_(ADAM_EPS)
-    update = exp_avg / denominator
-    weight.copy_(weight.to(exp_avg.dtype) * (1 - lr * weight_decay) - update * (lr / (1 - beta1**step)))
+    update = exp_avg / (exp_avg_sq / correction).sqrt_().add_(ADAM_EPS)
+    weight.copy_(weight.to(exp_avg.dtype) * decay - update * step_size)
 
 
 def polar_express(x: torch.Tensor) -> torch.Tensor:

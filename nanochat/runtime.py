@@ -4,8 +4,11 @@ import base64
 import contextlib
 import ctypes
 import datetime
+import importlib.metadata
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,8 +197,10 @@ def start(device_type: str = "", training: bool = False) -> Runtime:
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in float32
-    if device.type == "cpu":
+    if device.type == "cpu" and training:
         keep_freed_memory()
+        if os.environ.get("OMP_NUM_THREADS") == "1":  # which is torchrun's, however many cores there are
+            torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     # compiled code is found again by the next run; flash-attn 4 compiles, too, and must be told before its import
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.compile_cache_dir()))
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
@@ -208,10 +213,11 @@ def start(device_type: str = "", training: bool = False) -> Runtime:
         device_id = device if device.type == "cuda" else None
         meeting = dict(store=dist.PrefixStore("group", store), rank=rank, world_size=world_size)
         dist.init_process_group(backend, timeout=timeout, device_id=device_id, **meeting)
-    attention, disabled = os.environ.get("NANOCHAT_ATTENTION", ""), tuple(disabled_here(device))
+    dtype = compute_dtype(device, training)
+    attention, disabled = os.environ.get("NANOCHAT_ATTENTION", ""), tuple(disabled_here(device, dtype))
     if disabled and rank == 0:
         print(f"disabled on this machine by scripts.doctor: {', '.join(disabled)}", flush=True)
-    return Runtime(device, compute_dtype(device, training), rank, local_rank, world_size, attention, disabled, store)
+    return Runtime(device, dtype, rank, local_rank, world_size, attention, disabled, store)
 
 
 def keep_freed_memory() -> None:
@@ -224,18 +230,54 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # never
 
 
-def machine_key(device: torch.device) -> str:
-    """What the findings of scripts.doctor hold for: another card or another torch may behave otherwise."""
-    return f"{device_name(device)}, torch {torch.__version__}"
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def disabled_here(device: torch.device) -> dict[str, str]:
-    """What scripts.doctor found not to work, or not to pay, on this machine: name -> why."""
+def machine_key(device: torch.device, dtype: torch.dtype) -> str:
+    """What the findings of scripts.doctor hold for: another card, dtype or version may behave otherwise."""
+    name = f"cpu ({torch.backends.cpu.get_cpu_capability()})" if device.type == "cpu" else device_name(device)
+    packages = [package for package in ("torch", "triton", "flash-attn-4", "flash-attn") if _version(package)]
+    return ", ".join([name, str(dtype).removeprefix("torch."), *(f"{each} {_version(each)}" for each in packages)])
+
+
+def _version(package: str) -> str | None:
     try:
-        findings = json.loads(paths.machine_file().read_text(encoding="utf-8"))
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def disabled_here(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
+    """What scripts.doctor found not to work, or not to pay, on this machine: name -> why."""
+    file = paths.machine_file()
+    try:
+        findings = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    return findings.get(machine_key(device), {}).get("disabled", {})
+    except ValueError as error:
+        raise SystemExit(f"{file} is damaged; delete it, or make it anew: python -m scripts.doctor") from error
+    return findings.get(machine_key(device, dtype), {}).get("disabled", {})
+
+
+def missing_compiler(device: torch.device) -> str:
+    """What torch.compile lacks here, or nothing."""
+    if device.type == "cuda":
+        if torch.cuda.get_device_capability(device) < (7, 0):
+            return "Triton needs a GPU of compute capability 7.0 or later"
+        if not importlib.util.find_spec("triton"):
+            return "there is no Triton (pip install triton)"
+        return "" if any(map(shutil.which, ("cc", "gcc", "clang"))) else "Triton needs a C compiler (apt install gcc)"
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "there is no C++ compiler (Debian, Ubuntu: apt install g++; macOS: xcode-select --install)"
+        return ""
+    return f"it is not used on {device.type}"
 
 
 def close(runtime: Runtime) -> None:

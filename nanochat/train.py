@@ -104,8 +104,9 @@ def train(
                 progress.training_time += seconds
                 progress.waiting_time += waited
                 progress.timed_steps += 1
-                if times_compiled() > graphs:
-                    runtime.print(f"step {step}: {times_compiled() - graphs} functions were compiled again")
+                if recompiled := times_compiled() - graphs:
+                    runtime.print(f"step {step}: {recompiled} functions were compiled again")
+                    results.log(step, {"train/recompiled": recompiled})
             rate = tokens_per_step / seconds
             achieved = rate * flops_per_token
             mfu = achieved / (peak * runtime.world_size) if peak else None

@@ -133,10 +133,7 @@ def pretrain(args, machine):
         f"at once, attention {model.attention_backend}" + (f"; going on at step {first_step}" if resumed else "")
     )
     if args.fp8:
-        if fp8.available(machine):
-            machine.print(f"fp8 in {fp8.enable(model, 'fp8_head' not in machine.disabled)} linear layers")
-        else:
-            machine.print(f"--fp8: this device does not multiply fp8; training in {machine.dtype}")
+        fp8.enable_where_possible(model, machine)
     bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None
     checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, compiles)

@@ -57,29 +57,31 @@ def parse_args(argv=None):
 
 
 def main(args):
-    other = [run_variant(args)] if args.against else []  # before and after, so that a drift of the machine shows
-    with runtime.stage(args.device_type, training=True) as machine:
-        result = measure(args, machine)
     if args.against:
-        other.append(run_variant(args))
-        speed, memory_gb = (statistics.mean(run[key] for run in other) for key in ("tok_per_sec", "peak_memory_gb"))
-        result |= {
-            "against": args.against,
-            "speed_ratio": round(result["tok_per_sec"] / speed, 3),
-            "memory_ratio": round(result["peak_memory_gb"] / memory_gb, 3),
-            "variant_runs": [
-                {key: run[key] for key in ("tok_per_sec", "peak_memory_gb", "matmul_tflops")} for run in other
-            ],
-        }
-    machine.print(json.dumps(result))
+        return print(json.dumps(compare(args)))
+    with runtime.stage(args.device_type, training=True) as machine:
+        machine.print(json.dumps(measure(args, machine)))
 
 
-def run_variant(args) -> dict:
-    """The JSON of the same command with --variant."""
+def compare(args) -> dict:
+    """The benchmark between two runs of the variant, so that a drift of the machine shows; each in its own process, as
+    the peak of memory is measured."""
     flags = {key: value for key, value in vars(args).items() if key not in ("against", "variant", "fp8", "trace")}
     words = [f"--{key.replace('_', '-')}={value}" for key, value in flags.items() if value not in (None, "")]
-    command = [sys.executable, "-m", "scripts.bench_train", *words, *["--fp8"] * args.fp8, f"--variant={args.against}"]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    command = [sys.executable, "-m", "scripts.bench_train", *words, *["--fp8"] * args.fp8]
+    runs = []
+    for extra in ([f"--variant={args.against}"], [], [f"--variant={args.against}"]):
+        said = subprocess.run([*command, *extra], check=True, stdout=subprocess.PIPE, text=True).stdout
+        runs.append(json.loads(said.splitlines()[-1]))
+    before, result, after = runs
+    others = {key: (before[key] + after[key]) / 2 for key in ("tok_per_sec", "peak_memory_gb")}
+    ratios = {
+        "speed_ratio": round(result["tok_per_sec"] / others["tok_per_sec"], 3),
+        "memory_ratio": round(result["peak_memory_gb"] / others["peak_memory_gb"], 3),
+    }
+    told = ("tok_per_sec", "peak_memory_gb", "matmul_tflops")
+    variant_runs = [{key: run[key] for key in told} for run in (before, after)]
+    return result | {"against": args.against, **ratios, "variant_runs": variant_runs}
 
 
 def measure(args, machine) -> dict:
@@ -93,8 +95,7 @@ def measure(args, machine) -> dict:
     precision = orthogonalization_dtype(machine.device, machine.dtype)
     groups = param_groups(model.roles(), config.n_embd)
     optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision, compiles)
-    fits = args.fp8 and fp8.available(machine)
-    in_fp8 = fp8.enable(model, "fp8_head" not in machine.disabled) if fits else 0
+    in_fp8 = fp8.enable_where_possible(model, machine) if args.fp8 else 0
     if args.variant == "masked":
         attention.BACKENDS["masked"], model.attention_backend = masked_attention, "masked"
     elif args.variant == "plain-loss":

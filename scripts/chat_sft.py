@@ -158,7 +158,8 @@ def teach(args, machine):
     num_iterations = args.num_iterations if args.num_iterations > 0 else max(1, rows.num_rows // rows_per_step)
     machine.print(
         f"{tag}: {len(conversations):,} conversations in {rows.num_rows:,} rows of {T} tokens, "
-        f"{rows.mask.mean():.0%} of the tokens learned; {num_iterations:,} steps of {rows_per_step} rows"
+        f"{rows.mask.mean():.0%} of the tokens learned; {num_iterations:,} steps of {rows_per_step} rows, "
+        f"{device_batch.rows} at once, {machine.dtype}, attention {model.attention_backend}"
         + (f"; going on at step {first_step}" if resumed else "")
     )
     checkpoint.set_aside(folder, machine, after=resume_step)

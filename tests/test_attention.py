@@ -1,6 +1,9 @@
 """Every attention backend is the same function: masked softmax attention, as written here in float64."""
 
+import importlib.machinery
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -244,6 +247,13 @@ def test_flash_attn_4_is_an_operator_with_a_gradient(name, monkeypatch):
         assert torch.allclose(out, expected)
         assert all(torch.allclose(*pair) for pair in zip(grads, expected_grads, strict=True))
     assert interface.calls == 2
+    # as it is chosen by name: the function must be found before the graph is made
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(attention, "flash_function", lambda capability: flash)
+    monkeypatch.setattr(attention, "FLASH", {})
+    prepare("flash", q.size(1), [window], q.device)
+    out, _ = compiles_whole(lambda q, k, v: attend(q, k, v, window, "flash"), q, k, v)
+    assert torch.allclose(out, expected)
     torch.library.opcheck(torch.ops.nanochat.flash_forward.default, (q.detach(), k.detach(), v.detach(), window))
 
 
@@ -283,21 +293,32 @@ def test_a_backend_that_is_forced_but_missing_is_an_error(name):
 )
 def test_a_gpu_takes_flash_where_it_can(capability, dtype, head_dim, has_flash, first, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(attention, "missing_compiler", lambda device: "")
     monkeypatch.setattr(attention, "flash_function", lambda capability: (lambda: None) if has_flash else None)
     assert available_backends(torch.device("cuda"), dtype, head_dim)[0] == first
+    assert "flex" not in available_backends(torch.device("cuda"), dtype, head_dim, disabled=("compile",))
 
 
 def test_flash_attn_4_is_not_taken_where_its_backward_pass_refuses(monkeypatch):
-    import sys
-    import types
-
     package, cute, interface = (types.ModuleType(name) for name in ("flash_attn", "cute", "interface"))
-    package.cute, cute.interface = cute, interface
+    package.cute, cute.interface, package.__path__, cute.__path__ = cute, interface, [], []
     interface._flash_attn_fwd = interface._flash_attn_bwd = None
     for name, module in (("flash_attn", package), ("flash_attn.cute", cute), ("flash_attn.cute.interface", interface)):
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
         monkeypatch.setitem(sys.modules, name, module)
     flash_function.cache_clear()
     assert flash_function((8, 0)) is None and flash_function((9, 0)) is not None
+    flash_function.cache_clear()
+
+
+def test_a_flash_attn_that_does_not_suit_its_libraries_costs_a_line_and_not_the_run(monkeypatch, tmp_path, capsys):
+    (tmp_path / "flash_attn" / "cute").mkdir(parents=True)
+    (tmp_path / "flash_attn" / "__init__.py").touch()
+    (tmp_path / "flash_attn" / "cute" / "__init__.py").write_text("raise AttributeError('no such kernel')")
+    monkeypatch.syspath_prepend(tmp_path)
+    flash_function.cache_clear()
+    assert flash_function((10, 0)) is None
+    assert "no such kernel" in capsys.readouterr().out
     flash_function.cache_clear()
 
 
@@ -315,7 +336,7 @@ def check_on_gpu(backend, name, dtype, tolerance):
     B, T, H, K, _, window = SHAPES[name]
     device = torch.device("cuda")
     inputs, _ = random_inputs((B, T, H, K, 64, window), dtype, device)
-    prepare(backend, T, [window], device)
+    prepare(backend, T, [window], inputs[0].device)
     found = compile_function(attend)(*inputs, window, backend)
     exact = [x.detach().cpu().double().requires_grad_() for x in inputs]
     expected = naive_attention(*exact, window)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from helpers import CPU, optimizer_of, random_model, small_config
 
-from nanochat import compilation, optim, train
-from nanochat.compilation import compiled, missing_compiler, will_compile
+from nanochat import compilation, optim, runtime, train
+from nanochat.compilation import compiled, will_compile
 from nanochat.memory import DeviceBatch
 from nanochat.optim import MuonAdamW, param_groups
 from nanochat.progress import Progress
-from nanochat.runtime import Runtime
+from nanochat.runtime import Runtime, missing_compiler
 
 
 @pytest.fixture
@@ -92,7 +92,8 @@ def test_where_nothing_can_compile_a_line_says_so(monkeypatch, capsys):
     assert "apt install g++" in missing_compiler(torch.device("cpu"))
     assert not will_compile(1, CPU)
     assert capsys.readouterr().out.count("uncompiled") == 1
-    monkeypatch.setattr(compilation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     assert not will_compile(-1, Runtime(torch.device("cuda"), torch.bfloat16))
     assert "Triton" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nanochat import attention, paths, runtime
+from nanochat import attention, checks, paths, runtime
 from nanochat.compilation import will_compile
 from scripts import doctor
 
@@ -27,19 +27,19 @@ def test_on_this_machine_what_has_no_replacement_is_right(base_dir, capsys):
 def test_a_part_that_computes_something_else_is_seen(part, monkeypatch):
     machine = runtime.Runtime(torch.device("cpu"), torch.float32)
     name = "blocked" if part == "attention" else part
-    assert doctor.judge({name: doctor.CHECKS[name](machine)}, by_speed=False) == ({}, [])
+    assert doctor.judge({name: checks.CHECKS[name](machine)}, by_speed=False) == ({}, [])
     if part == "attention":  # a window that is off by one
         real = attention.BACKENDS["blocked"]
         monkeypatch.setitem(attention.BACKENDS, "blocked", lambda q, k, v, window: real(q, k, v, window - 1))
     elif part == "loss":
-        real = doctor.cross_entropy
-        monkeypatch.setattr(doctor, "cross_entropy", lambda *args: real(*args[:4], 14.9, *args[5:]))
+        real = checks.cross_entropy
+        monkeypatch.setattr(checks, "cross_entropy", lambda *args: real(*args[:4], 14.9, *args[5:]))
     elif part == "optimizer":
-        monkeypatch.setattr(doctor, "orthogonalization_dtype", lambda *args: torch.float8_e5m2)
+        monkeypatch.setattr(checks, "orthogonalization_dtype", lambda *args: torch.float8_e5m2)
         monkeypatch.setattr("nanochat.optim.polar_express", lambda x: x.to(torch.float32))
     else:
-        monkeypatch.setattr(doctor.KVCache, "advance", lambda self, idx: None)
-    disabled, broken = doctor.judge({name: doctor.CHECKS[name](machine)}, by_speed=False)
+        monkeypatch.setattr(checks.KVCache, "advance", lambda self, idx: None)
+    disabled, broken = doctor.judge({name: checks.CHECKS[name](machine)}, by_speed=False)
     assert [*disabled, *broken] == [name]
 
 

@@ -23,7 +23,7 @@ FLOORS = (
      "gpt"),
     ("scaling", "memory", "training_step", "batches", "checkpoint", "engine", "results", "progress", "saver",
      "core_bundle"),
-    ("samples", "bpb", "core_eval", "chat_eval", "train", "rollouts", "engine_worker", "server", "report"),
+    ("samples", "bpb", "core_eval", "chat_eval", "train", "checks", "rollouts", "engine_worker", "server", "report"),
 )  # fmt: skip
 ORDER = [room for floor in FLOORS for room in floor]
 FOR_TASKS = ("dataset", "download", "sandbox", "tinyworld")

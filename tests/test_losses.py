@@ -192,3 +192,10 @@ def test_an_unknown_reduction_is_an_error():
     x, weight, targets = example()
     with pytest.raises(ValueError, match="'median'.*mean, sum or none"):
         cross_entropy(x, weight, targets, 64, CAP, "median")
+
+
+@pytest.mark.parametrize("vocab_size", [4096, 32768, 49152, 50304, 131072, 1 << 24])
+def test_chunks_on_a_gpu_suit_the_kernels_of_fp8(vocab_size):
+    step = losses._tokens_per_chunk(torch.empty(vocab_size, 1, device="meta"))
+    assert step > 0 and step % 16 == 0
+    assert step * vocab_size <= max(losses.GPU_CHUNK, losses.MULTIPLE * vocab_size)

@@ -12,7 +12,15 @@ from safetensors.torch import load_file
 
 from nanochat.checkpoint import load_optimizer, load_weights
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.optim import MuonAdamW, adamw_update, muon_update, orthogonalization_dtype, param_groups, polar_express
+from nanochat.optim import (
+    MuonAdamW,
+    adamw_numbers,
+    adamw_update,
+    muon_update,
+    orthogonalization_dtype,
+    param_groups,
+    polar_express,
+)
 from nanochat.runtime import Runtime
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -182,7 +190,8 @@ def test_an_adamw_step_is_its_formula():
     found = torch.tensor([weight], dtype=torch.float64)
     moments = torch.zeros(1).double(), torch.zeros(1).double()
     for step, grad in enumerate((0.5, -2.0, 0.25), start=1):
-        adamw_update(found, torch.tensor([grad]).double(), *moments, step, lr, betas, decay)
+        numbers = adamw_numbers(step, lr, betas, decay)
+        adamw_update(found, torch.tensor([grad]).double(), *moments, *numbers, betas)
         first = betas[0] * first + (1 - betas[0]) * grad
         second = betas[1] * second + (1 - betas[1]) * grad**2
         weight *= 1 - lr * decay
@@ -208,7 +217,8 @@ def test_a_bfloat16_table_gets_float32_arithmetic():
     for step in range(1, 1001):
         parameter.grad = grad.clone()
         optimizer.step()
-        adamw_update(exact, grad.float(), *moments, step, 0.3, (0.8, 0.995), 0.001)
+        numbers = adamw_numbers(step, 0.3, (0.8, 0.995), 0.001)
+        adamw_update(exact, grad.float(), *moments, *numbers, (0.8, 0.995))
         exact = exact.bfloat16().float()
         if step in (1, 2, 10, 1000):
             assert (parameter.float() - exact).abs().max() <= exact.abs().max() * 2**-8
