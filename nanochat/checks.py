@@ -192,7 +192,7 @@ def check_optimizer(machine):
     errors = [(x - y).norm() / y.norm() for y, x in zip(*moved, strict=True)]
     # bfloat16 tables move by whole roundings of themselves; so does what is orthogonalized in bfloat16
     rounded = torch.bfloat16 in (machine.dtype, precision)
-    return {"error": float(max(errors)), "tolerance": 0.1 if rounded else 1e-2}
+    return {"error": float(max(errors)), "tolerance": 0.2 if rounded else 1e-2}
 
 
 def check_decoding(machine):
