@@ -28,20 +28,24 @@ class BlockedAttention(torch.autograd.Function):
             out[:, begin:end] = shares @ v[:, first:end]
             if any(ctx.needs_input_grad):
                 kept.append(shares)
-        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.save_for_backward(q, k, v, *kept)
         ctx.window = window
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        q, k, v, out, *kept = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         scale = q.size(-1) ** -0.5
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        means = (grad * out).sum(dim=-1, keepdim=True)  # of the probabilities' gradients, weighted by them
+        # Where attention is sharp, the gradient of a probability is nearly the weighted mean of all: in bfloat16 their
+        # difference would be rounding, and a model that is to look things up would learn from noise.
+        wide = torch.promote_types(q.dtype, torch.float32)
+        wide_grad, wide_v = grad.to(wide), v.to(wide)
         for shares, (first, begin, end) in zip(kept, _blocks(q.size(1), ctx.window), strict=True):
             grad_v[:, first:end].baddbmm_(shares.mT, grad[:, begin:end])
-            grad_scores = torch.baddbmm(means[:, begin:end], grad[:, begin:end], v[:, first:end].mT, beta=-1)
-            grad_scores *= shares
+            of_shares = wide_grad[:, begin:end] @ wide_v[:, first:end].mT
+            means = (of_shares * shares).sum(dim=-1, keepdim=True)
+            grad_scores = of_shares.sub_(means).mul_(shares).to(q.dtype)
             grad_q[:, begin:end] = (grad_scores @ k[:, first:end]).mul_(scale)
             grad_k[:, first:end].baddbmm_(grad_scores.mT, q[:, begin:end], alpha=scale)
         return grad_q, grad_k, grad_v, None

@@ -314,8 +314,8 @@ def stage(device_type: str = "", mistakes: tuple = (ValueError,), training: bool
 
 
 def compute_dtype(device: torch.device, training: bool = False) -> torch.dtype:
-    """bfloat16 on GPUs that multiply it, and for training on CPUs that do; float32 elsewhere. What is trained in
-    bfloat16 on a CPU is examined and served in float32 there: decoding is bound by memory, not by products."""
+    """bfloat16 on GPUs that multiply it, and for training on CPUs and Apple's GPUs that do; float32 elsewhere. What is
+    trained in bfloat16 there is examined and served in float32: decoding is bound by memory, not by products."""
     name = os.environ.get("NANOCHAT_DTYPE")
     if name:
         if name not in DTYPES:
@@ -326,10 +326,13 @@ def compute_dtype(device: torch.device, training: bool = False) -> torch.dtype:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the device has units for bfloat16 products: GPUs of compute capability 8.0 and later; x86 CPUs with AMX
-    or AVX-512 BF16 (3 to 5 times the rate of float32 where measured, dev/LOG.md). Other CPUs count as without."""
+    """Whether the device has units for bfloat16 products: GPUs of compute capability 8.0 and later; Apple's from macOS
+    14 on; x86 CPUs with AMX or AVX-512 BF16 (3 to 5 times the rate of float32 where measured, dev/LOG.md). Other CPUs
+    count as without."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
     return device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

@@ -160,4 +160,7 @@ done
 
 { say "$wanted" && for extra in $EXTRAS; do say "$extra"; done; } >"$READY.new"
 mv "$READY.new" "$READY"
+if [ "$GPUS" -gt 0 ]; then
+  "$VENV/bin/python" -m scripts.doctor || say '00_setup: something computes wrong numbers on this machine, see above (python -m scripts.doctor)'
+fi
 say "00_setup: $(duration $(($(date +%s) - began))), $("$VENV/bin/python" -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)')"

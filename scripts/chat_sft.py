@@ -28,11 +28,11 @@ from tasks.tinyworld import TinyWorld
 # Conversations of each kind that the tiny profile is taught.
 TINY = {
     "facts": 7000,
-    "arithmetic": 8000,
+    "arithmetic": 9000,
     "arithmetic_hard": 250,
     "counting": 3500,
     "spelling": 1500,
-    "multiple_choice": 5000,
+    "multiple_choice": 8000,
     "stories": 2500,
     "smalltalk": 500,
     "identity": 300,

@@ -1,0 +1,75 @@
+"""The benchmarks run, end with one line of JSON, and say what they compared."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from scripts import bench_data, bench_train
+
+SMALL = "--device-type cpu --depth 2 --aspect-ratio 32 --head-dim 32 --max-seq-len 64 --device-batch-size 2 "
+SMALL += "--vocab-size 256 --steps 2"
+
+
+def last_line(text):
+    return json.loads(text.splitlines()[-1])
+
+
+def test_training_on_random_rows_needs_nothing_but_torch(base_dir):
+    """On a bare GPU machine there may be no tokenizer, no parquet, no safetensors."""
+    program = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in 'safetensors tiktoken rustbpe pyarrow tqdm requests yaml'.split():\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from scripts import bench_train\n"
+        f"bench_train.main(bench_train.parse_args({SMALL.split()!r}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = last_line(done.stdout)
+    assert list(found)[0] == "tok_per_sec" and found["tok_per_sec"] > 0
+    assert found["total_batch_size"] == 128 and found["attention"] == "blocked" and found["mfu"] is None
+    assert not base_dir.exists()  # nothing was compiled, nothing is kept
+
+
+@pytest.mark.parametrize("variant", bench_train.VARIANTS)
+def test_a_variant_is_the_same_model_computed_otherwise(variant, capsys):
+    losses = []
+    for extra in ([], ["--variant", variant]):
+        flags = [*SMALL.split(), "--window-pattern", "S", "--max-seq-len", "300", *extra]
+        bench_train.main(bench_train.parse_args(flags))
+        losses.append(last_line(capsys.readouterr().out)["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=2e-2)
+
+
+def test_against_a_variant_gives_ratios(capsys):
+    bench_train.main(bench_train.parse_args([*SMALL.split(), "--against", "plain-loss"]))
+    found = last_line(capsys.readouterr().out)
+    assert found["against"] == "plain-loss" and found["speed_ratio"] > 0 and found["memory_ratio"] > 0
+    assert len(found["variant_runs"]) == 2 and found["variant"] is None
+
+
+def test_a_trace_is_written(tmp_path, capsys):
+    bench_train.main(bench_train.parse_args([*SMALL.split(), "--trace", str(tmp_path / "trace.json")]))
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert last_line(capsys.readouterr().out)["steps"] == 2
+
+
+def test_packing_by_buckets_and_by_scanning_is_the_same(capsys):
+    bench_data.main(bench_data.parse_args("--megabytes 0.3 --vocab-size 400 --documents 3000 --buffer 50".split()))
+    found = last_line(capsys.readouterr().out)
+    assert found["pack_over_scan"] > 0 and 0 <= found["cropped_share"] < 0.5 and found["read_tok_per_sec"] > 0
+
+
+def test_the_linear_scan_takes_the_largest_that_fits_and_crops_the_shortest():
+    assert bench_data.linear_scan([5, 3, 9, 4], 8, 4) == [[(0, 5), (1, 3)], [(3, 4), (2, 4)]]
+
+
+def test_the_torch_that_was_measured_is_named(capsys):
+    bench_train.main(bench_train.parse_args(SMALL.split()))
+    assert last_line(capsys.readouterr().out)["torch"] == torch.__version__
