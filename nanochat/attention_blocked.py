@@ -24,8 +24,8 @@ class BlockedAttention(torch.autograd.Function):
             skipped = before - (begin - first)
             bias = unseen[: end - begin, skipped : skipped + end - first]
             scores = torch.baddbmm(bias, queries[:, begin:end], keys[:, first:end].mT, alpha=scale)
-            shares = scores.softmax(dim=-1).to(q.dtype)
-            out[:, begin:end] = shares @ v[:, first:end]
+            shares = scores.softmax(dim=-1)
+            out[:, begin:end] = shares.to(q.dtype) @ v[:, first:end]
             if any(ctx.needs_input_grad):
                 kept.append(shares)
         ctx.save_for_backward(q, k, v, *kept)
@@ -42,7 +42,7 @@ class BlockedAttention(torch.autograd.Function):
         wide = torch.promote_types(q.dtype, torch.float32)
         wide_grad, wide_v = grad.to(wide), v.to(wide)
         for shares, (first, begin, end) in zip(kept, _blocks(q.size(1), ctx.window), strict=True):
-            grad_v[:, first:end].baddbmm_(shares.mT, grad[:, begin:end])
+            grad_v[:, first:end].baddbmm_(shares.to(q.dtype).mT, grad[:, begin:end])
             of_shares = wide_grad[:, begin:end] @ wide_v[:, first:end].mT
             means = (of_shares * shares).sum(dim=-1, keepdim=True)
             grad_scores = of_shares.sub_(means).mul_(shares).to(q.dtype)
