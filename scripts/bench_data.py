@@ -78,7 +78,8 @@ def timed(work):
 
 
 def linear_scan(lengths: list[int], capacity: int, buffer: int) -> list[list[tuple[int, int]]]:
-    """batches.best_fit as one would write it first: every choice looks at every document that waits."""
+    """batches.best_fit as one would write it first: every choice looks at every document that waits. Documents longer
+    than a row count as equally long."""
     incoming, waiting = iter(enumerate(lengths)), []
     rows, row, space = [], [], capacity
     while True:
@@ -89,7 +90,7 @@ def linear_scan(lengths: list[int], capacity: int, buffer: int) -> list[list[tup
         for i, (_, length) in enumerate(waiting):
             if length <= space and (waiting[best][1] > space or length > waiting[best][1]):
                 best = i
-            if length < waiting[shortest][1]:
+            if min(length, capacity + 1) < min(waiting[shortest][1], capacity + 1):
                 shortest = i
         document, length = waiting.pop(best if waiting[best][1] <= space else shortest)
         row.append((document, min(length, space)))

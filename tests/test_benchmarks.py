@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from nanochat.batches import best_fit
 from scripts import bench_data, bench_train
 
 SMALL = "--device-type cpu --depth 2 --aspect-ratio 32 --head-dim 32 --max-seq-len 64 --device-batch-size 2 "
@@ -68,6 +69,8 @@ def test_packing_by_buckets_and_by_scanning_is_the_same(capsys):
 
 def test_the_linear_scan_takes_the_largest_that_fits_and_crops_the_shortest():
     assert bench_data.linear_scan([5, 3, 9, 4], 8, 4) == [[(0, 5), (1, 3)], [(3, 4), (2, 4)]]
+    lengths = [30, 12, 9, 3, 40, 2, 8, 11, 1, 7]  # some longer than a row
+    assert bench_data.linear_scan(lengths, 8, 4) == best_fit(lengths, 8, crop=True, buffer=4)
 
 
 def test_the_torch_that_was_measured_is_named(capsys):
