@@ -22,11 +22,8 @@ def test_training_on_random_rows_needs_nothing_but_torch(base_dir):
     """On a bare GPU machine there may be no tokenizer, no parquet, no safetensors."""
     program = (
         "import sys\n"
-        "class Missing:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] in 'safetensors tiktoken rustbpe pyarrow tqdm requests yaml'.split():\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Missing())\n"
+        "for name in 'safetensors tiktoken rustbpe pyarrow tqdm requests yaml'.split():\n"
+        "    sys.modules[name] = None\n"
         "from scripts import bench_train\n"
         f"bench_train.main(bench_train.parse_args({SMALL.split()!r}))\n"
     )
@@ -35,7 +32,6 @@ def test_training_on_random_rows_needs_nothing_but_torch(base_dir):
     found = last_line(done.stdout)
     assert list(found)[0] == "tok_per_sec" and found["tok_per_sec"] > 0
     assert found["total_batch_size"] == 128 and found["attention"] == "blocked" and found["mfu"] is None
-    assert not base_dir.exists()  # nothing was compiled, nothing is kept
 
 
 @pytest.mark.parametrize("variant", bench_train.VARIANTS)
