@@ -256,7 +256,7 @@ def disabled_here(device: torch.device, dtype: torch.dtype) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise SystemExit(f"{file} is damaged; delete it, or make it anew: python -m scripts.doctor") from error
+        raise SystemExit(f"{file} is damaged; delete it, then make it anew: python -m scripts.doctor") from error
     return findings.get(machine_key(device, dtype), {}).get("disabled", {})
 
 
