@@ -6,7 +6,7 @@ text, python or python_output. A leading system message is merged into the first
 
 import codecs
 
-from nanochat.sandbox import calculator
+from nanochat.calculator import calculator
 from nanochat.tokenizer import Tokenizer
 
 PART_MARKS = {

@@ -1,94 +1,27 @@
-"""The two ways in which text written by a model is computed: a calculator, and Python in a process of its own."""
+"""Python that a model wrote, run in a process of its own behind the walls that the machine can build."""
 
-import ast
+import contextlib
+import json
 import math
-import operator
 import os
-import re
 import signal
 import subprocess
 import sys
 import tempfile
-import warnings
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-# --- the calculator: an AST walk, never `eval` ---
-
-MAX_LENGTH, MAX_DEPTH, MAX_VALUE = 500, 100, 10**18
-STRING = r"'[^'\\\n]*'|\"[^\"\\\n]*\""  # no escapes: a backslash is refused
-ARITHMETIC = re.compile(r"(?:[\d\s.,+\-*/%()]|\.count\b)*")  # what may stand outside string literals
-THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-BINARY = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-}
-
-
-def calculator(expression: str) -> str | None:
-    """The value of an arithmetic expression, or of `.count()` on a string literal; None if it is anything else.
-
-    Numbers with + - * / // % and parentheses; commas between thousands are dropped; no power.
-    Whole values print without a decimal point, others rounded to 10 decimals. Never raises; takes microseconds.
-    """
-    if len(expression) > MAX_LENGTH:
-        return None
-    pieces = re.split(f"({STRING})", expression.strip())  # the odd pieces are string literals
-    pieces[::2] = [THOUSANDS.sub("", piece) for piece in pieces[::2]]
-    if not all(ARITHMETIC.fullmatch(piece) for piece in pieces[::2]):
-        return None
-    try:
-        value = round(_value(ast.parse("".join(pieces), mode="eval").body, MAX_DEPTH), 10)
-    except (SyntaxError, ValueError, ArithmeticError, RecursionError, MemoryError):
-        return None
-    return str(int(value)) if value == int(value) else str(value)
-
-
-def _value(node, depth):
-    """The number that the tree stands for; ValueError for a node, a size or a depth that is not allowed."""
-    if depth == 0:
-        raise ValueError("too deep")
-    match node:
-        case ast.Constant(value=int() | float() as value):
-            pass
-        case ast.UnaryOp(op=ast.UAdd() | ast.USub() as sign):
-            value = _value(node.operand, depth - 1) * (-1 if isinstance(sign, ast.USub) else 1)
-        case ast.BinOp(op=ast.Div()):
-            left, right = _value(node.left, depth - 1), _value(node.right, depth - 1)
-            value = left // right if left % right == 0 else left / right  # whole quotients stay exact
-        case ast.BinOp() if type(node.op) in BINARY:
-            value = BINARY[type(node.op)](_value(node.left, depth - 1), _value(node.right, depth - 1))
-        case ast.Call(
-            func=ast.Attribute(value=ast.Constant(value=str() as text), attr="count"),
-            args=[ast.Constant(value=str() as part)],
-            keywords=[],
-        ):
-            value = text.count(part)
-        case _:
-            raise ValueError(f"{type(node).__name__} is not arithmetic")
-    if not abs(value) <= MAX_VALUE:
-        raise ValueError("too large")
-    return value
-
-
-# --- Python in a process of its own ---
+from functools import lru_cache
+from pathlib import Path
 
 OUTPUT_BYTES = 1 << 20  # of stdout, of stderr, and of any file that the program writes
-
-# Runs in the fresh interpreter and becomes the program: the limits are set there and not by `preexec_fn`, which would
-# run Python in a fork of this process, threads and all.
-LAUNCHER = """
-import os, resource, sys
-program, seconds, memory, file_size = sys.argv[1], *map(int, sys.argv[2:])
-limits = {"CORE": 0, "CPU": seconds, "FSIZE": file_size, "NOFILE": 64, "NPROC": 0}
-if sys.platform != "darwin":
-    limits["AS"] = memory
-for name, limit in limits.items():
-    resource.setrlimit(getattr(resource, "RLIMIT_" + name), (limit, limit))
-os.execv(sys.executable, [sys.executable, "-I", program])
-"""
+PARTS = Path(__file__).parent
+LIMITS = "limits on time, memory, file size, open files and processes"
+WALLS = {  # from the strongest: name -> what holds
+    "namespaces": f"no network, no files but Python's own and a small folder, no other processes, {LIMITS}",
+    "user": f"an unused user's rights, {LIMITS}; NOT kept off: the network, files that everyone may read or write",
+    "limits": f"{LIMITS}; NOT kept off: the network, this user's files, environment and processes",
+}
 
 
 @dataclass(frozen=True)
@@ -98,60 +31,150 @@ class Outcome:
     stderr: str
 
 
-def run_python(code: str, timeout: float = 5.0, memory_mb: int = 256) -> Outcome:
-    """Run `code` in a fresh, isolated interpreter, and kill it with all of its process group after `timeout` seconds.
+@lru_cache
+def walls() -> str:
+    """The strongest of WALLS that this machine can build: tried out once. Where it is not the strongest, a line says so
+    and why."""
+    why = []
+    for name in WALLS if sys.platform == "linux" else ("user", "limits"):
+        if name == "user" and os.geteuid() != 0:
+            continue
+        try:
+            with _running("print(6 * 7)", name, 10.0, 256) as program:
+                outcome = program.outcome(10.0)
+        except OSError as error:
+            why.append(f"{name}: {error}")
+            continue
+        if outcome.stdout == "42\n":
+            if why or sys.platform == "darwin":
+                no_memory = "; no limit on memory on macOS" if sys.platform == "darwin" else ""
+                print(f"sandbox: {WALLS[name]}{no_memory} ({'; '.join(why)})", file=sys.stderr, flush=True)
+            return name
+        why.append(f"{name}: {outcome.stderr.strip()[-200:]}")
+    raise OSError(f"no program can be run in a process of its own here: {'; '.join(why)}")
 
-    It gets an empty environment, an own temporary folder, and limits on processor time, memory, file size, open files
-    and processes (the last does not bind root). The network and the files that this user may touch stay within reach:
-    this is a guard against accidents of model-written code, not against an attacker.
-    """
-    if sys.platform == "darwin":
-        warnings.warn("macOS has no limit on a process's memory: programs run without one", stacklevel=1)
+
+def run_python(code: str, timeout: float = 5.0, memory_mb: int = 256) -> Outcome:
+    """Run `code` in a fresh, isolated interpreter with an empty environment and a folder of its own; after `timeout`
+    seconds it is killed with all that it started. What else it is kept from, `WALLS[walls()]` says."""
+    with _running(code, walls(), timeout, memory_mb) as program:
+        return program.outcome(timeout)
+
+
+def run_tests(answer: str, tests: str, names: list[str], timeout: float = 5.0, memory_mb: int = 256) -> Outcome:
+    """Whether a program passes tests that call its functions `names`. The two run in processes of their own, and plain
+    data go between them: whatever an answer does, only right values make it pass."""
+    calls, values = os.pipe(), os.pipe()
+    ends = {*calls, *values}
+    head = (PARTS / "sandbox_calls.py").read_text(encoding="utf-8")
+    answering = f"{head}\nanswer_calls({answer!r}, {calls[0]}, {values[1]})\n"
+    testing = f"{head}\nglobals().update(functions_of_the_answer({names!r}, {values[0]}, {calls[1]}))\n{tests}\n"
+    try:
+        with (
+            _running(answering, walls(), timeout, memory_mb, (calls[0], values[1])) as program,
+            _running(testing, walls(), timeout, memory_mb, (values[0], calls[1])) as judge,
+        ):
+            while ends:  # else neither would see the other's end
+                os.close(ends.pop())
+            verdict = judge.outcome(timeout)
+            own = program.outcome(0 if verdict.status == "timeout" else 0.5)  # with its tests gone, it ends by itself
+    finally:
+        for end in ends:
+            os.close(end)
+    status = own.status if verdict.status != "ok" and own.status in ("memory", "output_limit") else verdict.status
+    return Outcome(status, own.stdout, own.stderr + verdict.stderr)
+
+
+class _Program:
+    """A program under way, behind `wall`."""
+
+    def __init__(self, wall: str, process: subprocess.Popen, stdout, stderr, report: int):
+        self.wall, self.process, self.stdout, self.stderr, self.report = wall, process, stdout, stderr, report
+        self.expired = False
+
+    def outcome(self, timeout: float) -> Outcome:
+        """What became of it, after `timeout` seconds at the latest. OSError where its walls could not be built."""
+        deadline = threading.Timer(timeout, self.expire)  # Popen.wait would look only every 50 ms
+        deadline.start()
+        code = self.process.wait()
+        deadline.cancel()
+        self.kill_group()
+        failure = os.read(self.report, 4096)
+        if failure:
+            raise OSError(failure.decode("utf-8", "replace"))
+        out, err = _read(self.stdout), _read(self.stderr)
+        last_line = err.rstrip().rpartition(b"\n")[2]
+        if max(len(out), len(err)) >= OUTPUT_BYTES:
+            status = "output_limit"
+        elif self.expired or code == -signal.SIGXCPU:
+            status = "timeout"
+        elif code and last_line.startswith(b"MemoryError"):
+            status = "memory"
+        else:
+            status = "error" if code else "ok"
+        return Outcome(status, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+
+    def expire(self) -> None:
+        """In a namespace its launcher, which stands outside, ends it with all that it started; else its group is it."""
+        self.expired = True
+        if self.wall == "namespaces":
+            self.process.terminate()
+        else:
+            self.kill_group()
+
+    def kill_group(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):  # everyone has left; macOS says so of zombies with the latter
+            return
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.expire()
+            self.process.wait()
+
+
+@contextlib.contextmanager
+def _running(code: str, wall: str, timeout: float, memory_mb: int, pipes: tuple = ()) -> Iterator[_Program]:
+    """A program in a fresh interpreter, ended when the block is left; pipes: descriptors that it has, too."""
+    report, reported = os.pipe()
+    limits = {"CORE": 0, "CPU": math.ceil(timeout) + 1, "FSIZE": OUTPUT_BYTES, "NOFILE": 64, "NPROC": 0}
+    if sys.platform != "darwin":
+        limits["AS"] = memory_mb << 20
+    interpreter = {os.path.realpath(sys.executable + "/../.."), sys.prefix, sys.base_prefix}
     with (
         tempfile.TemporaryDirectory(prefix="nanochat_", ignore_cleanup_errors=True) as folder,
+        tempfile.TemporaryFile() as source,
         tempfile.TemporaryFile() as stdout,
         tempfile.TemporaryFile() as stderr,
+        open(report, "rb", buffering=0),
     ):
-        program = os.path.join(folder, "program.py")
-        with open(program, "w", encoding="utf-8", errors="replace") as file:
-            file.write(code)
-        limits = [math.ceil(timeout) + 1, memory_mb << 20, OUTPUT_BYTES]
-        process = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", LAUNCHER, program, *map(str, limits)],
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-            cwd=folder,
-            env={},
-            start_new_session=True,  # so that its process group is its own, and can be killed whole
-        )
+        source.write(code.encode("utf-8", "replace"))
+        source.seek(0)
+        config = {
+            "walls": wall, "folder": folder, "visible": sorted(interpreter, key=len), "limits": limits,
+            "pipes": pipes, "report": reported,
+        }  # fmt: skip
         try:
-            exit_code, timed_out = process.wait(timeout), False
-        except subprocess.TimeoutExpired:
-            exit_code, timed_out = None, True
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(PARTS / "sandbox_launcher.py"), json.dumps(config)],
+                stdin=source,
+                stdout=stdout,
+                stderr=stderr,
+                cwd=folder,
+                env={},
+                pass_fds=(reported, *pipes),
+                start_new_session=True,  # so that its process group is its own, and can be killed whole
+            )
         finally:
-            _kill_group(process.pid)
-            process.wait()
-        out, err = _read(stdout), _read(stderr)
-    last_line = err.rstrip().rpartition(b"\n")[2]
-    if max(len(out), len(err)) >= OUTPUT_BYTES:
-        status = "output_limit"
-    elif timed_out or exit_code == -signal.SIGXCPU:
-        status = "timeout"
-    elif exit_code and last_line.startswith(b"MemoryError"):
-        status = "memory"
-    else:
-        status = "error" if exit_code else "ok"
-    return Outcome(status, out.decode("utf-8", "replace"), err.decode("utf-8", "replace"))
+            os.close(reported)
+        program = _Program(wall, process, stdout, stderr, report)
+        try:
+            yield program
+        finally:
+            program.end()
 
 
-def _kill_group(group):
-    try:
-        os.killpg(group, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # everyone has left; macOS says so of zombies with the latter
-        return
-
-
-def _read(file):
+def _read(file) -> bytes:
     file.seek(0)
     return file.read(OUTPUT_BYTES)

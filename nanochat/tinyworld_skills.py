@@ -8,7 +8,7 @@ The examination has wordings of its own, in tasks/tinyworld.py.
 import random
 from dataclasses import dataclass
 
-from nanochat.sandbox import calculator
+from nanochat.calculator import calculator
 from nanochat.tinyworld_tables import GOODS, OBJECTS, PEOPLE, PLACES
 from nanochat.tinyworld_text import table, with_article, wordings
 

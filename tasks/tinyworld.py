@@ -11,7 +11,7 @@ import re
 from nanochat import tinyworld_facts as world
 from nanochat import tinyworld_skills as skills
 from nanochat import tinyworld_text as text
-from nanochat.sandbox import calculator
+from nanochat.calculator import calculator
 from nanochat.tinyworld_tables import PEOPLE, WORDS
 from tasks.common import Task, check_index
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat import core_bundle, tinyworld, tinyworld_documents, tinyworld_skills, tinyworld_text
-from nanochat.sandbox import calculator
+from nanochat.calculator import calculator
 from nanochat.tinyworld_facts import by_relation, facts, invented_name, never_asked
 from nanochat.tinyworld_tables import INVENTED_FIRST, INVENTED_FIRST_TEST
 from tasks import tinyworld as chat

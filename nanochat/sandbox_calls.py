@@ -1,0 +1,88 @@
+"""Put before each of the two programs of sandbox.run_tests, never imported: the tests call functions of the answer in
+another process. Only plain data crosses, so an answer can bring neither objects that are equal to everything nor code.
+"""
+
+import builtins
+import json
+import sys
+
+
+def pack(value):
+    """Plain data -> what JSON holds; a subclass becomes its base."""
+    if isinstance(value, list):
+        return [pack(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": [[pack(key), pack(item)] for key, item in value.items()]}
+    for kind in tuple, set, frozenset:
+        if isinstance(value, kind):
+            return {kind.__name__: [pack(item) for item in value]}
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": bytes(value).hex()}
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"a {type(value).__name__} is no plain data: it cannot be handed over")
+
+
+def unpack(value):
+    if isinstance(value, list):
+        return [unpack(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "bytes":
+        return bytes.fromhex(content)
+    if kind == "complex":
+        return complex(*content)
+    if kind == "dict":
+        return {unpack(key): unpack(item) for key, item in content}
+    return {"tuple": tuple, "set": set, "frozenset": frozenset}[kind](map(unpack, content))
+
+
+def send(pipe, message):
+    pipe.write(json.dumps(message) + "\n")
+    pipe.flush()
+
+
+def allow_long_numbers():
+    if hasattr(sys, "set_int_max_str_digits"):  # Python 3.11 and later
+        sys.set_int_max_str_digits(0)
+
+
+def answer_calls(source, incoming, outgoing):
+    """Run the answer, then its functions as they are called, until the tests are over."""
+    allow_long_numbers()
+    namespace = {"__name__": "__main__"}
+    exec(compile(source, "answer", "exec"), namespace)
+    with open(incoming, encoding="ascii") as calls, open(outgoing, "w", encoding="ascii") as values:
+        for line in calls:
+            name, args, kwargs = unpack(json.loads(line))
+            try:
+                reply = {"value": pack(namespace[name](*args, **kwargs))}
+            except Exception as error:  # an answer may raise what it likes: it is for the tests to judge
+                reply = {"error": [type(error).__name__, str(error)]}
+            send(values, reply)
+
+
+def functions_of_the_answer(names, incoming, outgoing):
+    """Functions of these names, which run in the answer's process."""
+    allow_long_numbers()
+    values, calls = open(incoming, encoding="ascii"), open(outgoing, "w", encoding="ascii")
+
+    def function(name):
+        def call(*args, **kwargs):
+            send(calls, pack([name, args, kwargs]))
+            line = values.readline()
+            if not line:
+                raise SystemExit("the answer's program ended before the tests did")
+            reply = json.loads(line)
+            if "error" in reply:
+                kind, text = reply["error"]
+                kind = getattr(builtins, kind, Exception)
+                raise (kind if isinstance(kind, type) and issubclass(kind, Exception) else Exception)(text)
+            return unpack(reply["value"])
+
+        return call
+
+    return {name: function(name) for name in names}
