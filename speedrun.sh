@@ -9,7 +9,8 @@
 #     --serve     end with the chat page (stage 09)
 #     --dry-run   print the commands; nothing runs, nothing needs to be installed
 # Environment: NANOCHAT_BASE_DIR (default ~/.cache/nanochat), WANDB_RUN (name of the wandb run; default: no wandb),
-# SINGLE_HOURS (budget of profile single; default 4), NANOCHAT_PYTHON (use this Python instead of making .venv).
+# SINGLE_HOURS (budget of profile single; default 4), NANOCHAT_PYTHON (use this Python instead of making .venv),
+# IDENTITY (a file that says who the model is, in lines of `key: value`: python dev/make_identity.py --show prints one).
 # shellcheck source=runs/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/runs/common.sh"
 

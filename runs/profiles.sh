@@ -52,6 +52,10 @@ TABLE
 
 case ${SINGLE_HOURS:=4} in *[!0-9]* | 0*) die "SINGLE_HOURS is a whole number of hours, not '$SINGLE_HOURS'" ;; esac
 
+# A description of the model in your words (dev/make_identity.py --show is one); stages run elsewhere, so in full.
+case ${IDENTITY:=} in '' | /*) ;; *) IDENTITY=$START_DIR/$IDENTITY ;; esac
+[ -z "$IDENTITY" ] || [ -f "$IDENTITY" ] || die "IDENTITY names $IDENTITY: there is no such file"
+
 # The deepest model that fits the memory (four rows at a time, 2 GB to spare) and SINGLE_HOURS.
 single_depth() {
   local depth chosen=8

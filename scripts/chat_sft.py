@@ -49,7 +49,7 @@ def parse_args(argv=None):
     add("--model-step", type=int, help="which checkpoint of it (default: the newest)")
     add("--load-optimizer", type=int, default=1, choices=[0, 1], help="go on with the moments of pretraining")
     add("--mixture", default="default", choices=["default", "tiny"], help="what is taught")
-    add("--identity", help="JSONL file of your own conversations, taught too (default: the public ones about itself)")
+    add("--identity", help="JSONL file of conversations, in place of the mixture's about itself (dev/make_identity.py)")
     add("--mmlu-epochs", type=int, default=3)
     add("--gsm8k-epochs", type=int, default=4)
     add("--num-iterations", type=int, default=-1, help="optimizer steps (-1: one epoch)")
@@ -85,10 +85,10 @@ def parse_args(argv=None):
 
 def training_mixture(args):
     """What is taught, and how often: one list of conversations, shuffled."""
+    own = {"identity": CustomJSON(args.identity)} if args.identity else {}  # replaces a kind that would contradict it
     if args.mixture == "tiny":
-        own = [CustomJSON(args.identity)] if args.identity else []
-        return Mixture([*(TinyWorld(kind, "train", size) for kind, size in TINY.items()), *own])
-    about_itself = CustomJSON(args.identity) if args.identity else identity()
+        return Mixture(({kind: TinyWorld(kind, "train", size) for kind, size in TINY.items()} | own).values())
+    about_itself = own.get("identity") or identity()
     return Mixture(
         [
             SmolTalk("train"),  # 460K

@@ -1,4 +1,7 @@
-"""Your own conversations, one a line: a bare array of messages, or {"messages": [...]}."""
+"""Your own conversations, one a line: a bare array of messages, or {"messages": [...]}.
+
+dev/make_identity.py writes such a file about who the model is, from a short description of it.
+"""
 
 import json
 from pathlib import Path
@@ -31,7 +34,7 @@ class CustomJSON(Task):
 
 
 def identity():
-    """The public conversations about who the model is, fetched on first use."""
+    """Who the model is: what dev/make_identity.py wrote (the speedrun runs it), else the public file, fetched once."""
     return CustomJSON(plain_file(IDENTITY_URL, IDENTITY))
 
 

@@ -29,7 +29,8 @@ def bash(tmp_path):
         lines = "\n".join(f"echo '{memory}, {name}'" for name, memory in gpus) or "exit 9"
         smi.write_text(f"#!/bin/sh\n{lines}\n")
         smi.chmod(0o755)
-        env = {k: v for k, v in os.environ.items() if not re.match("NANOCHAT_|WANDB_|CUDA_|SINGLE_HOURS|OMP_", k)}
+        skip = "NANOCHAT_|WANDB_|CUDA_|SINGLE_HOURS|IDENTITY|OMP_"
+        env = {k: v for k, v in os.environ.items() if not re.match(skip, k)}
         env |= {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "NANOCHAT_BASE_DIR": str(tmp_path / "base")}
         command = ["bash", *map(str, arguments)]
         return subprocess.run(command, cwd=folder, env=env | environment, capture_output=True, text=True, timeout=60)
@@ -109,12 +110,13 @@ def test_the_gpt2_dry_run_is_the_gpt2_speedrun(bash):
         "wait",
         f"python -m scripts.tok_eval {tokenizer}",
     ]
-    pretrain, base_eval, sft, chat_eval, rl, report = lines[7:]
+    pretrain, base_eval, identity, sft, chat_eval, rl, report = lines[7:]
     assert pretrain.startswith(f"{run} scripts.base_train -- --depth=24 --target-param-data-ratio=8 ")
     assert {"--fp8", "--device-batch-size=16", "--model-tag=d24", "--run=dummy"} < set(pretrain.split())
     evaluation = "--eval=core,bpb,sample --bundle=eval_bundle --model-tag=d24"
     assert base_eval.startswith(f"{run} scripts.base_eval -- {evaluation}")
-    assert sft.startswith(f"{run} scripts.chat_sft -- --mixture=default")
+    assert identity == "python dev/make_identity.py"
+    assert sft.startswith(f"{run} scripts.chat_sft -- --mixture=default") and "--identity" not in sft
     assert chat_eval == f"{run} scripts.chat_eval -- -i sft -g d24"  # all six tasks
     assert rl.startswith(("# 07_rl", f"{run} scripts.chat_rl"))
     assert report == "python -m nanochat.report generate --model-tag=d24"
@@ -260,6 +262,23 @@ def test_the_wandb_name_is_passed_on(bash):
     lines = dry(bash, "--profile", "tiny", WANDB_RUN="my run")
     assert [line for line in lines if "base_train" in line][0].endswith("'--run=my run'")
     assert len([line for line in lines if "'--run=my run'" in line]) >= 2
+
+
+@pytest.mark.parametrize("profile", ["smoke", "tiny", "single", "gpt2"])
+def test_every_profile_teaches_a_description_of_ones_own(bash, tmp_path, profile):
+    description = tmp_path / "my model.txt"
+    description.write_text("name: Ann")
+    make, sft = dry(bash, "--profile", profile, "--only=sft", IDENTITY=str(description))
+    file = f"{tmp_path}/base/task_data/identity_of_my model.jsonl"
+    assert make == f"python dev/make_identity.py '--about={description}' '--output={file}' --force"
+    assert f"'--identity={file}'" in sft
+
+
+def test_a_description_that_is_not_there_is_one_line_at_the_beginning(bash):
+    for script in ("speedrun.sh", "runs/05_sft.sh"):
+        done = bash(script, "--profile=smoke", IDENTITY="nowhere.txt")
+        assert done.returncode == 1 and not done.stdout
+        assert len(done.stderr.splitlines()) == 1 and f"{ROOT}/nowhere.txt" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Clone:
         checksum = subprocess.run(["cksum"], stdin=open(self.root / "pyproject.toml"), capture_output=True, text=True)
         ready = f"{self.root} {checksum.stdout.strip()}\ngpu\nwandb\n"
         (self.root / ".venv" / ".nanochat-ready").write_text(ready)
-        skip = "NANOCHAT_|WANDB_|CUDA_|SINGLE_HOURS|PIP_|UV_"
+        skip = "NANOCHAT_|WANDB_|CUDA_|SINGLE_HOURS|IDENTITY|PIP_|UV_"
         self.env = {k: v for k, v in os.environ.items() if not re.match(skip, k)}
         self.env |= {"PATH": f"{self.tools}{os.pathsep}{os.environ['PATH']}", "NANOCHAT_BASE_DIR": str(self.base)}
 
@@ -81,7 +81,7 @@ class Clone:
         """The modules that were run, with --resume where it was given."""
         found = []
         for line in (self.bin / "calls").read_text().splitlines():
-            name = re.search(r"(?:scripts|nanochat)\.(\w+)(?: -- )?", line)[1]
+            name = re.search(r"(?:scripts\.|nanochat\.|dev/)(\w+)", line)[1]
             found.append(name + (" --resume" if "--resume" in line else ""))
         return found
 
@@ -139,6 +139,19 @@ def test_changed_inputs_are_done_again_with_everything_that_stands_on_them(clone
     clone.change_setting("DATA_FLAGS", "--seed=3")
     assert clone.run() == ALL
     assert clone.run() == ["report"]
+
+
+def test_what_a_description_says_is_an_input(clone, tmp_path):
+    (tmp_path / "me.txt").write_text("name: Ann")
+    mine = dict(folder=tmp_path, script=str(clone.root / "speedrun.sh"), IDENTITY="me.txt")
+    clone.run()
+    assert clone.run(**mine) == ["make_identity", *ALL[-3:]]
+    calls = (clone.bin / "calls").read_text()
+    file = clone.base / "task_data" / "identity_of_me.jsonl"
+    assert f"--about={tmp_path}/me.txt --output={file} --force\n" in calls and f" --identity={file} " in calls
+    assert clone.run(**mine) == ["report"]
+    (tmp_path / "me.txt").write_text("name: Bob")
+    assert clone.run(**mine) == ["make_identity", *ALL[-3:]]
 
 
 def test_number_of_gpus_and_wandb_name_are_no_inputs(clone):
