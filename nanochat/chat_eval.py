@@ -5,12 +5,16 @@ Shapes: B problems of a batch, T tokens, C width, V vocabulary.
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import comb
 
 import torch
 from tqdm import tqdm
 
 from nanochat import chat
 from nanochat.engine import Engine, Request
+from nanochat.runtime import usable_cores
+from nanochat.scoring import batches
 
 CHATCORE_TASKS = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
 
@@ -30,8 +34,8 @@ def evaluate_task(
     """Examine the model on the first `max_problems` of a task (all by default); the ranks share the problems.
 
     With several samples a problem counts as solved when one of them is right (pass@n); multiple choice takes one.
-    Returns, on every rank, {accuracy, problems, baseline, seconds} and a record of each problem in order:
-    {index, prompt, expected, answers, correct}.
+    Returns, on every rank, {accuracy, problems, baseline, seconds; pass@k of samples} and a record of each problem, in
+    order: {index, prompt, expected, answers, verdicts, correct}.
     """
     count = len(task) if max_problems is None else min(len(task), max_problems)
     if count < 1:
@@ -46,15 +50,16 @@ def evaluate_task(
         sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
         answered = write_answers(problems, model, tokenizer, batch_size, num_samples, sampling)
 
-    records, correct = [], 0
-    with tqdm(
-        total=len(problems), desc=task.name, unit="problem", disable=None if runtime.is_main else True, leave=False
-    ) as bar:
+    progress = {"total": len(problems), "desc": task.name, "unit": "problem", "leave": False}
+    with (
+        ThreadPoolExecutor(usable_cores()) as judges,  # a verdict on a program takes a process, and maybe seconds
+        tqdm(**progress, disable=None if runtime.is_main else True) as bar,
+    ):
+        records = []
         for index, answers in answered:
-            records.append(judge(task, index, problems[index], answers))
-            correct += records[-1]["correct"]
-            bar.set_postfix(accuracy=f"{correct / len(records):.3f}", refresh=False)
+            records.append(judges.submit(judge, task, index, problems[index], answers))
             bar.update()
+        records = [record.result() for record in records]
     records = sorted((record for part in runtime.gather(records) for record in part), key=lambda r: r["index"])
     summary = {
         "accuracy": sum(record["correct"] for record in records) / len(records),
@@ -62,19 +67,31 @@ def evaluate_task(
         "baseline": task.baseline,
         "seconds": round(time.time() - started, 3),
     }
+    if len(records[0]["answers"]) > 1:
+        summary["pass@k"] = pass_at_k(records, num_samples)
     return summary, records
 
 
 def judge(task, index: int, conversation: dict, answers: list[str]) -> dict:
     """The record of one problem: right when any of the answers is."""
     *before, reference = conversation["messages"]
+    verdicts = [task.verdict(conversation, answer) for answer in answers]
     return {
         "index": index,
         "prompt": "\n\n".join(readable(message["content"]) for message in before),
         "expected": readable(reference["content"]),
         "answers": answers,
-        "correct": any(task.evaluate(conversation, answer) for answer in answers),
+        "verdicts": verdicts,
+        "correct": "right" in verdicts,
     }
+
+
+def pass_at_k(records: list[dict], num_samples: int) -> dict[str, float]:
+    """For k = 1, 2, 4, ... and all: the share of problems that k samples are expected to solve, estimated from all of
+    them without bias (arXiv 2107.03374)."""
+    counts = sorted({*(1 << i for i in range(num_samples.bit_length()) if 1 << i < num_samples), num_samples})
+    wrong = [sum(verdict != "right" for verdict in record["verdicts"]) for record in records]
+    return {str(k): sum(1 - comb(w, k) / comb(num_samples, k) for w in wrong) / len(wrong) for k in counts}
 
 
 def chatcore(results: dict[str, dict]) -> float:
@@ -97,12 +114,13 @@ def choose_letters(
 ) -> Iterator[tuple[int, list[str]]]:
     """(index, [letter]) of each problem: the likeliest of its letters as the first token of the answer.
 
-    Prompts of like length go through the model together, and the head is computed at their last tokens only.
+    Prompts of like length go through the model together, `batch_size` or as many more as are not longer than its
+    sequences; the head is computed at their last tokens only.
     """
     prompts = {i: chat.prompt(tokenizer, conversation) for i, conversation in problems.items()}
-    order = sorted(prompts, key=lambda i: -len(prompts[i]))
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
+    indices, token_budget = list(prompts), batch_size * model.config.sequence_len
+    for group in batches([len(prompts[i]) for i in indices], token_budget, device):
+        batch = [indices[position] for position in group]
         lengths = torch.tensor([len(prompts[i]) for i in batch])
         idx = torch.full((len(batch), int(lengths.max())), tokenizer.bos)  # (B, T), padded on the right
         for row, i in enumerate(batch):

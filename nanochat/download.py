@@ -29,6 +29,7 @@ ATTEMPTS = 6  # in a row without a new byte
 ATTEMPTS_UNCONNECTED = 3  # when the host was never reached: the user waits for this message
 LONGEST_WAIT = 300.0  # seconds; the hub's rate limit counts in windows of five minutes
 HUB = "https://huggingface.co"
+AGAIN = "Delete the file; it is fetched again at the next run (one in your mirror: correct it)."
 
 
 class DownloadError(RuntimeError):
@@ -367,20 +368,27 @@ def _check_listing(path: Path) -> None:
         raise ValueError(f"expected a list of parquet addresses, got {str(urls)[:80]}")
 
 
-def hub_rows(repo: str, config: str, split: str) -> list[dict]:
-    """All rows of one split. Raises DownloadError, or ValueError for a file that cannot be read."""
+def hub_rows(repo: str, config: str, split: str, check: Callable[[dict], str | None] = lambda row: None) -> list[dict]:
+    """All rows of one split. `check` says what is wrong with a row, or nothing. Raises DownloadError, or ValueError
+    that names the file and the row."""
     rows = []
     for path in hub_files(repo, config, split):
-        if path.suffix == ".jsonl":
-            rows += [row for _, row in jsonl_rows(path)]
-            continue
-        try:
-            rows += pq.read_table(path).to_pylist()
-        except (pyarrow.ArrowException, OSError) as error:
-            raise ValueError(
-                f"{path} cannot be read ({_first_line(error)}). Delete it; it is fetched again at the next run."
-            ) from error
+        unit, numbered = ("line", jsonl_rows(path)) if path.suffix == ".jsonl" else ("row", _parquet_rows(path))
+        for number, row in numbered:
+            problem = check(row)
+            if problem:
+                raise ValueError(f"{path}, {unit} {number}: {problem}. {AGAIN}")
+            rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: expected at least one row. {AGAIN}")
     return rows
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
+    try:
+        yield from enumerate(pq.read_table(path).to_pylist(), 1)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({_first_line(error)}). {AGAIN}") from error
 
 
 def jsonl_rows(path: Path, opener: Callable = open) -> Iterator[tuple[int, dict | list]]:

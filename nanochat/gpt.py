@@ -137,10 +137,8 @@ class Attention(nn.Module):
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
         q = norm(rotate(q, cos, sin)) * QK_SCALE
         k = norm(rotate(k, cos, sin)) * QK_SCALE
-        if cache is None:
-            y = attend(q, k, v, self.window, backend)
-        else:
-            y = attend_cached(q, *cache.extend(self.layer, self.window, k, v))
+        keys, values, mask = (k, v, None) if cache is None else cache.extend(self.layer, self.window, k, v)
+        y = attend(q, k, v, self.window, backend) if mask is None else attend_cached(q, keys, values, mask)
         return self.c_proj(y.reshape(B, T, C))
 
 
@@ -266,7 +264,7 @@ class GPT(nn.Module):
         """idx: (B, T) -> the normed last state (B, T, C). A cache is read and written, but not advanced."""
         cos, sin = self.rotary(idx, cache)
         x = norm(self.transformer.wte(idx).to(self.dtype))
-        x = self.smear(x, cache)
+        x = self.smear(x, idx, cache)
         x0 = x.view_as(x)  # one tensor given twice would make the first block a kind of its own to the compiler
         scales = torch.stack([self.resid_lambdas, self.x0_lambdas], dim=1)
         for i, block in enumerate(self.transformer.h):
@@ -277,17 +275,13 @@ class GPT(nn.Module):
                 x_mid = x
         return norm(x - self.backout_lambda[0] * x_mid)
 
-    def smear(self, x: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
+    def smear(self, x: torch.Tensor, idx: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
         """Mix a gated share of the previous token into each; the first of a row has none."""
-        before = x[:, :-1]
-        if cache is not None:  # the token before this chunk; zero where the row begins here
-            previous = norm(self.transformer.wte(cache.previous_ids).to(self.dtype))
-            previous = previous * (cache.starts > 0).unsqueeze(1)
-            before = torch.cat([previous.unsqueeze(1), before], dim=1)
         gate = self.smear_lambda[0] * torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
-        if cache is not None:
-            return x + gate * before
-        return torch.cat([x[:, :1], x[:, 1:] + gate[:, 1:] * before], dim=1)
+        if cache is None:
+            return torch.cat([x[:, :1], x[:, 1:] + gate[:, 1:] * x[:, :-1]], dim=1)
+        before = norm(self.transformer.wte(cache.before(idx)).to(self.dtype))
+        return x + gate * before * (cache.positions > 0).unsqueeze(2)
 
     def rotary(self, idx: torch.Tensor, cache: "KVCache | None") -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin at the positions of idx, (1 or B, T, 1, D/2). The tables grow on demand."""
@@ -366,15 +360,18 @@ class KVCache:
         self.low, self.end = min(lengths), max(lengths) + num_new
         if self.end > self.max_length:
             raise ValueError(f"the cache holds {self.max_length} positions a row; {self.end} are needed")
-        self.starts = torch.tensor(lengths, device=device)  # (B,)
-        self.positions = self.starts.unsqueeze(1) + torch.arange(num_new, device=device)  # (B, T)
+        self.positions = torch.tensor(lengths, device=device).unsqueeze(1) + torch.arange(num_new, device=device)
         self.previous_ids = self.all_previous_ids[rows]
         self._index = torch.arange(len(lengths), device=device).unsqueeze(1)
         self._masks = {}
 
+    def before(self, idx: torch.Tensor) -> torch.Tensor:
+        """The id before each of idx (B, T); any at all where the row begins."""
+        return torch.cat([self.previous_ids.unsqueeze(1), idx[:, :-1]], dim=1)
+
     def extend(self, layer: int, window: int, k: torch.Tensor, v: torch.Tensor):
         """Store k and v (B, T, K, D) of this pass; return the keys and values (B, K, S, D) that the window reaches and
-        the mask (B, 1, T, S) of what each position sees."""
+        the mask (B, 1, T, S) of what each position sees, or None where all rows begin here: then k and v are all."""
         keys, values = self.keys[layer][self.rows], self.values[layer][self.rows]
         if self.low == self.end - self.num_new:  # all rows at the same length
             keys[:, :, self.low : self.end] = k.transpose(1, 2)
@@ -382,6 +379,8 @@ class KVCache:
         else:
             keys[self._index, :, self.positions] = k
             values[self._index, :, self.positions] = v
+        if self.end == self.num_new:
+            return k, v, None
         first = max(0, self.low - window)
         if window not in self._masks:
             seen = torch.arange(first, self.end, device=keys.device)

@@ -267,6 +267,8 @@ def base_evaluation(found: dict) -> str:
             for label, row in core["tasks"].items()
         ]  # fmt: skip
         rows.append(["**CORE**", "", "", f"**{number(core['metric'])}**", "", ""])
+        if "interval" in core:
+            rows.append(["95 % interval", "", "", " to ".join(map(number, core["interval"])), "", ""])
         rows += [[name, "", "", number(value), "", ""] for name, value in core.get("references", {}).items()]
         parts.append(
             f"### CORE\n\nBundle `{core['bundle']}`, baselines of `{core['baselines']}`.\n\n"

@@ -10,17 +10,17 @@ import math
 from types import SimpleNamespace
 
 import torch
-import torch.nn.functional as F
 
 from nanochat import paths, runtime, samples
 from nanochat.batches import TextRows
 from nanochat.bpb import bits_per_byte
 from nanochat.checkpoint import load_model
 from nanochat.core_bundle import find_bundle
-from nanochat.core_eval import GPT2_CORE, Scored, evaluate_core, score_sequences
+from nanochat.core_eval import GPT2_CORE, evaluate_core
 from nanochat.dataset import iter_documents, token_files
 from nanochat.download import DownloadError
 from nanochat.results import Results
+from nanochat.scoring import Scored, score_sequences
 
 KINDS = ("sample", "bpb", "core")
 
@@ -48,17 +48,19 @@ def parse_args(argv=None):
 
 
 class ForeignModel:
+    """A causal model of another kind. Its logits stand for its last state: what lies between, a bias, a scale, a cap,
+    is its own affair."""
+
     def __init__(self, model):
         self.model = model
         limit = getattr(model.config, "max_position_embeddings", None)
         self.config = SimpleNamespace(vocab_size=model.config.vocab_size, sequence_len=limit)
 
-    def __call__(self, idx, targets=None, loss_reduction="mean"):
-        logits = self.model(input_ids=idx).logits.float()  # (B, T, V)
-        if targets is None:
-            return logits
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=loss_reduction)
-        return loss.view(targets.shape) if loss_reduction == "none" else loss
+    def hidden(self, idx):
+        return self.model(input_ids=idx, use_cache=False).logits  # (B, T, V)
+
+    def logits(self, x):
+        return x.float()
 
 
 class ForeignTokenizer:
@@ -77,10 +79,10 @@ def load_foreign(path: str, machine):
         raise SystemExit("--hf-path needs the transformers package: pip install transformers") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, torch_dtype=machine.dtype)
+        model = AutoModelForCausalLM.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise SystemExit(f"--hf-path {path}: no model could be loaded: {str(error).splitlines()[0]}") from None
-    return ForeignModel(model.to(machine.device).eval()), ForeignTokenizer(tokenizer)
+    return ForeignModel(model.to(machine.device, machine.dtype).eval()), ForeignTokenizer(tokenizer)
 
 
 def foreign_bits_per_byte(model, tokenizer, meta, corpus, split, num_tokens, token_budget, machine) -> float:

@@ -10,6 +10,7 @@ from nanochat.chat_eval import CHATCORE_TASKS, chatcore, evaluate_task
 from nanochat.checkpoint import CheckpointError, load_model
 from nanochat.dataset import DownloadError
 from nanochat.results import Results
+from nanochat.sandbox import WALLS, walls
 from tasks.arc import ARC
 from tasks.gsm8k import GSM8K
 from tasks.humaneval import HumanEval
@@ -84,7 +85,11 @@ def evaluate(args, model, tokenizer, meta, runtime):
     stage = f"chat_eval_{args.source}"
     results = Results(stage, meta["tag"], runtime, config=vars(args))
     examinations = {name: TASKS[name]() for name in args.names}  # a missing data set shows before the work begins
-    tasks, problems = {}, []
+    if "HumanEval" in examinations:
+        runtime.print(f"the programs of HumanEval run with {WALLS[walls()]}")
+    tasks, file = {}, paths.results_dir(meta["tag"]) / f"{stage}.problems.jsonl"
+    if runtime.is_main:
+        file.write_text("", encoding="utf-8")
     runtime.print(f"{'task':<22} {'accuracy':>8} {'problems':>9} {'baseline':>9} {'time':>10}")
     for name, task in examinations.items():
         tasks[name], records = evaluate_task(
@@ -99,21 +104,22 @@ def evaluate(args, model, tokenizer, meta, runtime):
             num_samples=args.num_samples,
             max_problems=args.max_problems,
         )
-        problems += [{"task": name, **record} for record in records]
+        if runtime.is_main:
+            with open(file, "a", encoding="utf-8") as lines:
+                lines.writelines(json.dumps({"task": name, **record}, ensure_ascii=False) + "\n" for record in records)
         runtime.print(row(name, tasks[name]))
     complete = all(name in tasks for name in CHATCORE_TASKS)
     score = chatcore({name: tasks[name] for name in CHATCORE_TASKS}) if complete else None
     results.finish({"source": args.source, "step": meta["step"], "tasks": tasks, "chatcore": score})
-    if runtime.is_main:
-        path = paths.results_dir(meta["tag"]) / f"{stage}.problems.jsonl"
-        with open(path, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(problem, ensure_ascii=False) + "\n" for problem in problems)
-        print(f"ChatCORE {score:.4f}" if complete else f"ChatCORE needs all of {', '.join(CHATCORE_TASKS)}")
-        print(f"every problem, answer and verdict: {path}")
+    needed = ", ".join(CHATCORE_TASKS)
+    runtime.print(f"ChatCORE {score:.4f}" if complete else f"ChatCORE needs all of {needed}")
+    runtime.print(f"every problem, answer and verdict: {file}")
 
 
 def row(name, task):
-    return f"{name:<22} {task['accuracy']:8.4f} {task['problems']:9d} {task['baseline']:9.2f} {task['seconds']:8.1f} s"
+    samples = "".join(f" | pass@{k} {share:.4f}" for k, share in task.get("pass@k", {}).items())
+    line = f"{name:<22} {task['accuracy']:8.4f} {task['problems']:9d} {task['baseline']:9.2f} {task['seconds']:8.1f} s"
+    return line + samples
 
 
 if __name__ == "__main__":

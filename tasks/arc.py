@@ -1,7 +1,7 @@
 """ARC (arXiv 1803.05457): science questions of primary school, as multiple choice."""
 
 from nanochat.dataset import hub_rows
-from tasks.common import Task, check_index, check_rows, multiple_choice_conversation, shuffled
+from tasks.common import Task, check_index, fields, multiple_choice_conversation, shuffled
 
 REPO = "allenai/ai2_arc"
 
@@ -16,16 +16,8 @@ class ARC(Task):
         if subset not in ("ARC-Easy", "ARC-Challenge"):
             raise ValueError(f"expected the subset ARC-Easy or ARC-Challenge, got {subset!r}")
         self.name = subset
-        source = (REPO, subset, split)
-        rows = check_rows(hub_rows(*source), source, {"question": str, "choices": dict, "answerKey": str})
-        for i, row in enumerate(rows):
-            labels, texts = row["choices"].get("label"), row["choices"].get("text")
-            if not labels or not texts or len(labels) != len(texts) or row["answerKey"] not in labels:
-                raise ValueError(
-                    f"{'/'.join(source)} row {i}: expected as many labels as choices, and the answer among the labels; "
-                    f"got labels {labels}, {len(texts or [])} choices, answer {row['answerKey']!r}"
-                )
-        self.rows = shuffled(rows)
+        row_fields = fields({"question": str, "choices": dict, "answerKey": str}, wrong_labels)
+        self.rows = shuffled(hub_rows(REPO, subset, split, row_fields))
 
     def __len__(self):
         return len(self.rows)
@@ -37,3 +29,12 @@ class ARC(Task):
 
     def evaluate(self, conversation, answer):
         return answer == conversation["messages"][-1]["content"]
+
+
+def wrong_labels(row):
+    labels, texts = row["choices"].get("label"), row["choices"].get("text")
+    if not labels or not texts or len(labels) != len(texts) or row["answerKey"] not in labels:
+        return (
+            f"expected as many labels as choices, and the answer among the labels; "
+            f"got labels {labels}, {len(texts or [])} choices, answer {row['answerKey']!r}"
+        )

@@ -28,6 +28,10 @@ class Task:
         """Whether `answer`, the visible text (or, categorical, the chosen letter), is right for this conversation."""
         raise NotImplementedError(f"{self.name} is for training only: it has no verdict on an answer")
 
+    def verdict(self, conversation, answer):
+        """What evaluate() says, in words: "right", or "wrong" and maybe why."""
+        return "right" if self.evaluate(conversation, answer) else "wrong"
+
     def reward(self, conversation, answer):
         """What reinforcement learning pays for the answer."""
         return float(self.evaluate(conversation, answer))
@@ -66,6 +70,9 @@ class Slice(Task):
 
     def evaluate(self, conversation, answer):
         return self.task.evaluate(conversation, answer)
+
+    def verdict(self, conversation, answer):
+        return self.task.verdict(conversation, answer)
 
     def reward(self, conversation, answer):
         return self.task.reward(conversation, answer)
@@ -143,22 +150,22 @@ def _check_content(content, parts_allowed):
     return None
 
 
-def check_rows(rows, source, schema):
-    """Rows as they came, each with the fields of `schema` {name: type or types}; `source` = (repo, config, split)."""
-    place = "/".join(source)
-    if not rows:
-        raise ValueError(f"{place}: expected at least one row, got none. Delete the fetched file and run again.")
-    for i, row in enumerate(rows):
+def fields(schema, further=lambda row: None):
+    """What hub_rows shall check: a function that says what is wrong with a row, or None. The row has the fields of
+    `schema` {name: type}, and then nothing that `further` finds wrong."""
+
+    def problem(row):
         if not isinstance(row, dict):
-            raise ValueError(f"{place} row {i}: expected fields by name, got {type(row).__name__} {str(row)[:60]!r}")
-        for field, kinds in schema.items():
+            return f"expected fields by name, got {type(row).__name__} {str(row)[:60]!r}"
+        for field, kind in schema.items():
             if field not in row:
-                raise ValueError(f"{place} row {i}: expected a field {field!r}, got {sorted(row)}")
-            if not isinstance(row[field], kinds):
-                wanted = kinds.__name__ if isinstance(kinds, type) else " or ".join(k.__name__ for k in kinds)
+                return f"expected a field {field!r}, got {sorted(row)}"
+            if not isinstance(row[field], kind):
                 got = type(row[field]).__name__
-                raise ValueError(f"{place} row {i}: expected {field!r} as {wanted}, got {got} {str(row[field])[:60]!r}")
-    return rows
+                return f"expected {field!r} as {kind.__name__}, got {got} {str(row[field])[:60]!r}"
+        return further(row)
+
+    return problem
 
 
 FINAL_NUMBER = re.compile(r"#### (\-?[0-9\.\,]+)")

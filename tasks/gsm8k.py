@@ -3,7 +3,7 @@
 import re
 
 from nanochat.dataset import hub_rows
-from tasks.common import Task, check_index, check_rows, final_number, shuffled, text_of
+from tasks.common import Task, check_index, fields, final_number, shuffled, text_of
 
 REPO, CONFIG = "openai/gsm8k", "main"
 CALL = re.compile(r"<<(.*?)>>", re.DOTALL)
@@ -15,15 +15,8 @@ class GSM8K(Task):
     name = "GSM8K"
 
     def __init__(self, split):
-        source = (REPO, CONFIG, split)
-        rows = check_rows(hub_rows(*source), source, {"question": str, "answer": str})
-        for i, row in enumerate(rows):
-            if final_number(row["answer"]) is None:
-                raise ValueError(
-                    f"{'/'.join(source)} row {i}: expected an answer that ends in '#### NUMBER', "
-                    f"got one that ends in {row['answer'][-40:]!r}"
-                )
-        self.rows = shuffled(rows)
+        row_fields = fields({"question": str, "answer": str}, no_number)
+        self.rows = shuffled(hub_rows(REPO, CONFIG, split, row_fields))
 
     def __len__(self):
         return len(self.rows)
@@ -52,3 +45,8 @@ def answer_parts(answer):
         parts.append({"type": "python", "text": expression if equals else piece})
         parts.append({"type": "python_output", "text": result if equals else ""})
     return parts
+
+
+def no_number(row):
+    if final_number(row["answer"]) is None:
+        return f"expected an answer that ends in '#### NUMBER', got one that ends in {row['answer'][-40:]!r}"

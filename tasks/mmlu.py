@@ -1,7 +1,7 @@
 """MMLU (arXiv 2009.03300): multiple choice over 57 subjects."""
 
 from nanochat.dataset import hub_rows
-from tasks.common import Task, check_index, check_rows, multiple_choice_conversation, shuffled
+from tasks.common import Task, check_index, fields, multiple_choice_conversation, shuffled
 
 REPO = "cais/mmlu"
 LETTERS = "ABCD"
@@ -18,19 +18,12 @@ class MMLU(Task):
     baseline = 0.25
 
     def __init__(self, subset, split):
-        source = (REPO, subset, split)
-        rows = hub_rows(*source)
+        question = fields({"question": str, "subject": str, "choices": list, "answer": int}, wrong_answer)
         if subset == "auxiliary_train":  # here each row sits inside a struct
-            check_rows(rows, source, {"train": dict})
-            rows = [row["train"] for row in rows]
-        check_rows(rows, source, {"question": str, "subject": str, "choices": list, "answer": int})
-        for i, row in enumerate(rows):
-            if len(row["choices"]) != len(LETTERS) or row["answer"] not in range(len(LETTERS)):
-                raise ValueError(
-                    f"{'/'.join(source)} row {i}: expected 4 choices and an answer from 0 to 3, "
-                    f"got {len(row['choices'])} choices and the answer {row['answer']}"
-                )
-        self.rows = shuffled(rows)
+            rows = hub_rows(REPO, subset, split, fields({"train": dict}, lambda row: question(row["train"])))
+            self.rows = shuffled([row["train"] for row in rows])
+        else:
+            self.rows = shuffled(hub_rows(REPO, subset, split, question))
 
     def __len__(self):
         return len(self.rows)
@@ -42,3 +35,11 @@ class MMLU(Task):
 
     def evaluate(self, conversation, answer):
         return answer == conversation["messages"][-1]["content"]
+
+
+def wrong_answer(row):
+    if len(row["choices"]) != len(LETTERS) or row["answer"] not in range(len(LETTERS)):
+        return (
+            f"expected 4 choices and an answer from 0 to 3, "
+            f"got {len(row['choices'])} choices and the answer {row['answer']}"
+        )

@@ -1,7 +1,7 @@
 """SmolTalk, the edition for small models: general conversations to learn from. No examination."""
 
 from nanochat.dataset import hub_rows
-from tasks.common import Task, check_index, check_messages, check_rows, shuffled
+from tasks.common import Task, check_index, check_messages, fields, shuffled
 
 REPO, CONFIG = "HuggingFaceTB/smol-smoltalk", "default"
 
@@ -12,13 +12,8 @@ class SmolTalk(Task):
     name = "SmolTalk"
 
     def __init__(self, split):
-        source = (REPO, CONFIG, split)
-        rows = check_rows(hub_rows(*source), source, {"messages": list})
-        for i, row in enumerate(rows):
-            problem = check_messages(row["messages"])
-            if problem:
-                raise ValueError(f"{'/'.join(source)} row {i}: {problem}")
-        self.rows = shuffled(rows)
+        row_fields = fields({"messages": list}, lambda row: check_messages(row["messages"]))
+        self.rows = shuffled(hub_rows(REPO, CONFIG, split, row_fields))
 
     def __len__(self):
         return len(self.rows)

@@ -1,5 +1,6 @@
 """Examinations: the letters are read off the right logits, answers find their problems, ranks share the work."""
 
+import itertools
 import json
 import threading
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from nanochat import runtime as rt
 from nanochat.chat_eval import chatcore, evaluate_task
 from nanochat.engine import Engine, Request
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.sandbox import run_python
 from nanochat.tokenizer import Tokenizer
 from tasks.common import Task, multiple_choice_conversation
 
@@ -168,8 +170,31 @@ def test_the_real_engine_answers_as_one_prompt_at_a_time_does(model, tokenizer):
 def test_one_right_sample_solves_a_problem(fake_engine, tokenizer):
     summary, records = evaluate_task(Sums(), None, tokenizer, RUNTIME, batch_size=3, num_samples=2, temperature=1.0)
     assert summary["accuracy"] == 1.0 and summary["problems"] == 10
-    assert records[4]["answers"] == ["no", "5"]
+    assert records[4]["answers"] == ["no", "5"] and records[4]["verdicts"] == ["wrong", "right"]
+    assert summary["pass@k"] == {"1": 0.5, "2": 1.0}
     assert len(set(fake_engine.seeds)) == 20  # every sample has noise of its own
+
+
+def test_pass_at_k_is_what_drawing_k_of_the_samples_solves():
+    verdicts = [["right"] * right + ["wrong"] * (6 - right) for right in (0, 1, 3, 6)]
+    found = chat_eval.pass_at_k([{"verdicts": each} for each in verdicts], 6)
+    assert list(found) == ["1", "2", "4", "6"]
+    for k, share in found.items():
+        draws = [list(itertools.combinations(each, int(k))) for each in verdicts]
+        assert share == pytest.approx(sum(sum("right" in d for d in of) / len(of) for of in draws) / len(verdicts))
+
+
+class Programs(Sums):
+    """Verdicts take a process each."""
+
+    def verdict(self, conversation, answer):
+        seen = run_python(f"print({answer!r})", timeout=20.0).stdout.strip()
+        return super().verdict(conversation, seen)
+
+
+def test_verdicts_that_take_processes_are_reached_beside_each_other(fake_engine, tokenizer):
+    summary, records = evaluate_task(Programs(), None, tokenizer, RUNTIME, batch_size=3)
+    assert [record["index"] for record in records] == list(range(10)) and summary["accuracy"] == 0.5
 
 
 def test_max_problems_takes_the_first(fake_engine, tokenizer):

@@ -6,12 +6,15 @@ import random
 import zipfile
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
+from helpers import random_model, small_config
 
-from nanochat import core_bundle, core_eval
+from nanochat import core_bundle, core_eval, scoring
 from nanochat.core_bundle import CoreTask
+from nanochat.runtime import Runtime
+from scripts import bench_core
 
 CPU = torch.device("cpu")
 
@@ -35,24 +38,24 @@ class StandIn(torch.nn.Module):
         self.head = torch.nn.Linear(24, 257)
         self.shapes = []
 
-    def forward(self, idx, targets=None, loss_reduction="mean"):
+    def hidden(self, idx):
         self.shapes.append(tuple(idx.shape))
         x = self.embed(idx)
         past = x.cumsum(1) / torch.arange(1, idx.size(1) + 1).view(1, -1, 1)
-        logits = 3 * self.head(torch.tanh(self.mix(torch.cat([x, past], -1))))
-        if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=loss_reduction)
+        return torch.tanh(self.mix(torch.cat([x, past], -1)))
+
+    def logits(self, x):
+        return 3 * self.head(x)
+
+    def forward(self, idx):
+        return self.logits(self.hidden(idx))
 
 
 class Constant(StandIn):
     """The same loss for every token."""
 
-    def forward(self, idx, targets=None, loss_reduction="mean"):
-        logits = torch.zeros(*idx.shape, 257)
-        if targets is None:
-            return logits
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=loss_reduction)
+    def logits(self, x):
+        return torch.zeros(*x.shape[:-1], 257)
 
 
 def runtime(rank=0, world_size=1, gather=lambda value: [value]):
@@ -156,49 +159,101 @@ def test_rows_are_shuffled_by_a_fixed_seed_then_cut(tmp_path):
     assert core_bundle.read_rows(loaded, 5) == rows[:5]
 
 
-# --- scoring
+# --- scoring: the slow path, one example at a time with all logits, is that of the benchmark
 
 
-def one_by_one(model, tokenizer, t, rows, index):
-    """The slow path: every sequence alone, all logits, nothing deduplicated."""
-    losses, sequences = [], []
-    for prompt in core_eval.render(t, rows[index], core_eval.shots_of(rows, index, t.shots)):
-        sequences.append([256, *prompt.encode()])
-    for scored in core_eval.spans(t, sequences):
-        logits = model(torch.tensor([scored.ids]))[0].log_softmax(-1).detach()
-        hit, total = True, 0.0
-        for position in range(scored.start, scored.end):
-            hit = hit and int(logits[position - 1].argmax()) == scored.ids[position]
-            total -= float(logits[position - 1, scored.ids[position]])
-        if t.kind == "language_modeling":
-            return int(hit)
-        losses.append(total / (scored.end - scored.start))
-    return core_eval.first_lowest(losses)
+def one_by_one(model, t, rows):
+    return [bench_core.one_by_one(model, ByteTokenizer(), t, rows, i, CPU) for i in range(len(rows))]
+
+
+def likely(model, rows):
+    """Half of the rows are answered as the model would, so that both verdicts occur."""
+    for row in rows[::2]:
+        row["continuation"] = chr(int(model(torch.tensor([[256, *row["context"].encode()]]))[0, -1, :128].argmax()))
+    return rows
 
 
 @pytest.mark.parametrize("kind", core_bundle.FIELDS)
 @pytest.mark.parametrize("budget", [1, 200, 100_000])
 def test_batches_give_the_answers_of_one_example_at_a_time(kind, budget):
     model, rows, t = StandIn(), made_rows(kind, 40), task(kind, shots=2)
-    if kind == "language_modeling":  # half of them answered as the model would, so that both verdicts occur
-        t = task(kind, shots=0, delimiter="")
-        for row in rows[::2]:
-            row["continuation"] = chr(int(model(torch.tensor([[256, *row["context"].encode()]]))[0, -1, :128].argmax()))
-    expected = [one_by_one(model, ByteTokenizer(), t, rows, i) for i in range(len(rows))]
+    if kind == "language_modeling":
+        t, rows = task(kind, shots=0, delimiter=""), likely(model, rows)
+    expected = one_by_one(model, t, rows)
     model.shapes.clear()
     assert core_eval.predict(model, ByteTokenizer(), t, rows, list(range(40)), CPU, budget) == expected
     assert len(set(expected)) > 1
-    assert all(b == 1 or b * (length + 1) <= budget for b, length in model.shapes)
+    assert all(b == 1 or b * length <= budget for b, length in model.shapes)
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    """Windows of 128 and, in the last layer, of 160: both are shorter than the prompts with shots."""
+    return random_model(small_config(257, sequence_len=160, n_layer=3, window_pattern="S"))
+
+
+@pytest.mark.parametrize("kind", core_bundle.FIELDS)
+@pytest.mark.parametrize("shots", [0, 1, 5])
+@pytest.mark.parametrize("budget", [1, 1000, 100_000])
+def test_what_is_shared_and_read_once_changes_no_answer(kind, shots, budget, gpt, monkeypatch):
+    rows, t = made_rows(kind, 24), task(kind, shots)
+    if kind == "language_modeling":
+        t, rows = task(kind, shots, delimiter=""), likely(gpt, rows)
+    assert max(len(p) for i in range(24) for p in core_eval.render(t, rows[i], core_eval.shots_of(rows, i, shots))) > (
+        200 if shots == 5 else 0
+    )
+    grouped = []
+    real = scoring.score_groups
+    monkeypatch.setattr(
+        scoring, "score_groups", lambda model, groups, *a: grouped.extend(groups) or real(model, groups, *a)
+    )
+    answers = core_eval.predict(gpt, ByteTokenizer(), t, rows, list(range(24)), CPU, budget)
+    assert answers == one_by_one(gpt, t, rows)
+    assert len(set(answers)) > 1
+    assert bool(grouped) == (kind != "language_modeling" and shots > 0) or (kind == "multiple_choice" and grouped)
+
+
+def sequences_of_a_group(rng, shared, ends):
+    """Sequences that begin with `shared` common ids and go on with so many of their own, which are scored."""
+    head = [256, *(rng.randrange(256) for _ in range(shared - 1))]
+    return [
+        scoring.Scored([*head, first, *(rng.randrange(256) for _ in range(size - 1))], shared, shared + size)
+        for first, size in enumerate(ends)
+    ]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.bfloat16, 0.05)])
+def test_losses_of_what_is_read_together_are_those_of_what_is_read_alone(dtype, tolerance):
+    model = random_model(
+        small_config(257, sequence_len=160, n_layer=3, window_pattern="S"), runtime=Runtime(CPU, dtype)
+    )
+    rng = random.Random(4)
+    shapes = [(20, [3, 1, 2]), (300, [1] * 11), (128, [40, 7]), (2, [5, 5]), (500, [9, 30, 2]), (161, [150, 140, 3])]
+    groups = [sequences_of_a_group(rng, *shape) for shape in shapes]
+    together = scoring.score_groups(model, groups, CPU, 2000)
+    alone = [scoring.score_sequences(model, group, CPU, 1) for group in groups]
+    for group, one, other in zip(groups, together, alone, strict=True):
+        assert [len(losses) for losses in one] == [s.end - s.start for s in group]
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_only_scored_positions_go_through_the_head(gpt, monkeypatch):
+    asked, real = [], gpt.logits
+    monkeypatch.setattr(gpt, "logits", lambda x: asked.append(x.size(0)) or real(x))
+    groups = [sequences_of_a_group(random.Random(1), 100, [3, 2]), sequences_of_a_group(random.Random(2), 5, [4])]
+    scoring.score_alternatives(gpt, groups, CPU, 1000)
+    assert sum(asked) == 3 + 2 + 4
 
 
 def test_per_token_scores_do_not_depend_on_the_batch():
     rng = random.Random(0)
     sequences = [
-        core_eval.Scored([256, *(rng.randrange(256) for _ in range(n))], rng.randint(1, n), n + 1)
+        scoring.Scored([256, *(rng.randrange(256) for _ in range(n))], rng.randint(1, n), n + 1)
         for n in (5, 9, 2, 30, 9)
     ]
-    together = core_eval.score_sequences(StandIn(), sequences, CPU, 1000)
-    alone = [core_eval.score_sequences(StandIn(), [sequence], CPU, 1000)[0] for sequence in sequences]
+    together = scoring.score_sequences(StandIn(), sequences, CPU, 1000)
+    alone = [scoring.score_sequences(StandIn(), [sequence], CPU, 1000)[0] for sequence in sequences]
     for one, other, sequence in zip(together, alone, sequences, strict=True):
         assert len(one) == sequence.end - sequence.start
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
@@ -243,7 +298,7 @@ def test_a_foreign_model_loses_the_left_end_of_a_long_prompt():
 def test_two_ranks_find_what_one_rank_finds(tmp_path):
     folder, model, tokenizer = made_bundle(tmp_path / "b"), StandIn(), ByteTokenizer()
     alone = core_eval.evaluate_core(model, tokenizer, folder, runtime())
-    assert set(alone) == {"metric", "tasks", "bundle", "baselines", "max_per_task"}
+    assert set(alone) == {"metric", "interval", "tasks", "bundle", "baselines", "max_per_task"}
     hits = [[], []]
     for rank in (0, 1):
         core_eval.evaluate_core(
@@ -255,6 +310,24 @@ def test_two_ranks_find_what_one_rank_finds(tmp_path):
         assert entry["centered"] == pytest.approx((entry["accuracy"] - entry["baseline"]) / (1 - entry["baseline"]))
     centered = [entry["centered"] for entry in alone["tasks"].values()]
     assert alone["metric"] == pytest.approx(sum(centered) / 3)
+
+
+def test_the_interval_is_that_of_drawing_the_examples_again():
+    rng = np.random.default_rng(5)
+    hits = {"a": rng.random(300) < 0.6, "b": rng.random(40) < 0.3}
+    baselines = {"a": 0.25, "b": 0.0}
+    table = {
+        name: {"accuracy": float(of.mean()), "examples": len(of), "baseline": baselines[name]}
+        for name, of in hits.items()
+    }
+    drawn = [
+        np.mean(
+            [(rng.choice(of, len(of)).mean() - baselines[name]) / (1 - baselines[name]) for name, of in hits.items()]
+        )
+        for _ in range(4000)
+    ]
+    assert core_eval.interval(table) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.01)
+    assert core_eval.interval(table) == core_eval.interval(table)
 
 
 def test_max_per_task_cuts_the_examples(tmp_path):

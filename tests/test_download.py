@@ -283,7 +283,7 @@ def test_a_hub_file_damaged_on_disk_is_named(hub):
     listing(hub, ["a"])
     (path,) = hub_files("me/set", "main", "test")
     path.write_bytes(b"no parquet")
-    with pytest.raises(ValueError, match="0000.parquet.*Delete it"):
+    with pytest.raises(ValueError, match="0000.parquet.*Delete the file"):
         hub_rows("me/set", "main", "test")
 
 

@@ -18,15 +18,17 @@ FOLDERS = ("nanochat", "tasks", "scripts")
 FLOORS = (
     ("__init__", "paths", "runtime"),
     ("schedules", "tokenizer", "attention_blocked", "attention_flash", "attention", "compilation", "fp8", "losses",
-     "optim", "sandbox", "download", "corpora", "tinyworld_tables", "tinyworld_facts"),
+     "optim", "calculator", "sandbox", "sandbox_calls", "sandbox_launcher", "download", "corpora", "tinyworld_tables",
+     "tinyworld_facts"),
     ("chat", "dataset", "tinyworld_text", "tinyworld_skills", "tinyworld_documents", "tinyworld_bundle", "tinyworld",
      "gpt"),
     ("scaling", "memory", "training_step", "batches", "checkpoint", "engine", "results", "progress", "saver",
      "core_bundle"),
-    ("samples", "bpb", "core_eval", "chat_eval", "train", "checks", "rollouts", "engine_worker", "server", "report"),
+    ("samples", "bpb", "scoring", "core_eval", "chat_eval", "train", "checks", "rollouts", "engine_worker", "server",
+     "report"),
 )  # fmt: skip
 ORDER = [room for floor in FLOORS for room in floor]
-FOR_TASKS = ("dataset", "download", "sandbox", "tinyworld")
+FOR_TASKS = ("calculator", "dataset", "download", "sandbox", "tinyworld")
 READING_PATH = (
     "nanochat/gpt.py", "nanochat/optim.py", "nanochat/attention.py", "nanochat/batches.py",
     "nanochat/training_step.py", "nanochat/train.py", "scripts/base_train.py", "scripts/chat_sft.py",
@@ -196,10 +198,13 @@ def test_only_runtime_optim_and_checkpoint_talk_to_other_ranks():
 def test_no_pickle_no_eval_no_torch_load():
     modules = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
     names = {"eval", "exec", "torch.load", "torch.save", "builtins.eval", "builtins.exec"}
+    allowed = ("nanochat/sandbox_calls.py", "exec")  # it runs inside the sandbox
     broken = []
     for path in sources():
         broken += [f"{path}:{line} imports {n}" for n, line in imports(path) if n.split(".")[0] in modules]
-        broken += [f"{path}:{line} uses {n}" for n, line in calls_and_names(path) if n in names]
+        broken += [
+            f"{path}:{line} uses {n}" for n, line in calls_and_names(path) if n in names and (path, n) != allowed
+        ]
     report(broken)
 
 

@@ -167,7 +167,7 @@ def test_a_document_mark_in_mid_row_is_smeared_with_what_precedes_it(random_mode
     expected = reference_logits(model.state_dict(), model.config, idx)
     with torch.no_grad():
         assert difference(model(idx).double(), expected) < 1e-6
-        smeared = model.smear(torch.nn.functional.rms_norm(model.transformer.wte(idx), (32,)), None)
+        smeared = model.smear(torch.nn.functional.rms_norm(model.transformer.wte(idx), (32,)), idx, None)
         plain = torch.nn.functional.rms_norm(model.transformer.wte(idx), (32,))
     assert torch.equal(smeared[:, 0], plain[:, 0])
     assert (smeared[:, 6] - plain[:, 6]).abs().max() > 1e-3

@@ -48,7 +48,10 @@ def everything(base):
     row = {"accuracy": 0.4375, "centered": 0.25, "baseline": 0.25, "examples": 64, "seconds": 3.0}
     put(
         "d4", "base_eval", 60.0, bpb={"train": 1.1875, "val": 1.21875},
-        core={"metric": 0.28125, "tasks": {"my_task": row}, "bundle": "b", "baselines": "eval_meta_data.csv"},
+        core={
+            "metric": 0.28125, "interval": [0.15625, 0.40625], "tasks": {"my_task": row}, "bundle": "b",
+            "baselines": "eval_meta_data.csv",
+        },
         samples={
             "prompted": [{"prompt": "The sky is", "text": " blue\n# not a heading\r# nor this"}],
             "unconditioned": ["free"],
@@ -82,7 +85,19 @@ def test_every_stage_is_in_the_report_with_its_numbers(everything):
     text = path.read_text()
     assert path == paths.report_dir() / "report.md"
     assert (everything / "here" / "report.md").read_text() == text
-    for value in ("123,456", "3.8750", "4.00", "5.00", "1,234,567", "1.1875", "1.2188", "0.2812", "0.9375", "0.3125"):
+    for value in (
+        "123,456",
+        "3.8750",
+        "4.00",
+        "5.00",
+        "1,234,567",
+        "1.1875",
+        "1.2188",
+        "0.2812",
+        "0.9375",
+        "0.3125",
+        "0.1562 to 0.4062",
+    ):
         assert value in text, value
     titles = (
         "Environment", "Size of the code", "Tokenizer: training", "Tokenizer: evaluation", "Base model: training",

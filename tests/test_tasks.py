@@ -1,14 +1,15 @@
 """What the tasks make of rows as the hub has them, and how they judge answers."""
 
-import importlib
 import json
 import pickle
 import random
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from nanochat.sandbox import calculator
+from nanochat.calculator import calculator
 from tasks import arc, customjson, gsm8k, humaneval, mmlu, smoltalk, spellingbee
 from tasks.common import Mixture, Slice, Task, text_of
 
@@ -32,11 +33,20 @@ HUMANEVAL_ROW = {
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 
-def serve(monkeypatch, module, rows):
-    """Let the hub have these rows; returns the list of what was asked for."""
-    asked = []
-    monkeypatch.setattr(module, "hub_rows", lambda *source: asked.append(source) or json.loads(json.dumps(rows)))
-    return asked
+@pytest.fixture
+def serve(monkeypatch, tmp_path):
+    """Lets the mirror have these rows of a data set, and no other: what asks for another finds nothing."""
+
+    def write(repo, config, split, rows):
+        file = tmp_path / "mirror" / repo / config / f"{split}.jsonl"
+        file.parent.mkdir(parents=True)
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return file
+
+    monkeypatch.setenv("NANOCHAT_DATA_MIRROR", str(tmp_path / "mirror"))
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "base"))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    return write
 
 
 @pytest.fixture
@@ -47,10 +57,9 @@ def words(monkeypatch, tmp_path):
     return path.read_text().split()
 
 
-def test_multiple_choice_is_rendered_with_the_rows_own_letters(monkeypatch):
-    asked = serve(monkeypatch, arc, [ARC_ROW])
+def test_multiple_choice_is_rendered_with_the_rows_own_letters(serve):
+    serve("allenai/ai2_arc", "ARC-Challenge", "test", [ARC_ROW])
     task = arc.ARC("ARC-Challenge", "test")
-    assert asked == [("allenai/ai2_arc", "ARC-Challenge", "test")]
     assert (task.name, task.kind, task.baseline) == ("ARC-Challenge", "categorical", 0.25)
     assert task[0]["letters"] == ["1", "2", "3"]
     assert task[0]["messages"] == [
@@ -67,19 +76,17 @@ def test_multiple_choice_is_rendered_with_the_rows_own_letters(monkeypatch):
 @pytest.mark.parametrize(
     "subset, split, row", [("all", "test", MMLU_ROW), ("auxiliary_train", "train", {"train": MMLU_ROW})]
 )
-def test_mmlu_is_read_from_both_layouts(monkeypatch, subset, split, row):
-    asked = serve(monkeypatch, mmlu, [row])
+def test_mmlu_is_read_from_both_layouts(serve, subset, split, row):
+    serve("cais/mmlu", subset, split, [row])
     task = mmlu.MMLU(subset, split)
-    assert asked == [("cais/mmlu", subset, split)]
     assert task[0]["letters"] == ["A", "B", "C", "D"] and task[0]["subject"] == "maths"
     assert task[0]["messages"][0]["content"].splitlines()[1:5] == ["- 1=A", "- 2=B", "- 3=C", "- 4=D"]
     assert task.evaluate(task[0], "D") and not task.evaluate(task[0], "A")
 
 
-def test_gsm8k_marks_become_tool_calls(monkeypatch):
-    asked = serve(monkeypatch, gsm8k, [GSM8K_ROW])
+def test_gsm8k_marks_become_tool_calls(serve):
+    serve("openai/gsm8k", "main", "train", [GSM8K_ROW])
     task = gsm8k.GSM8K("train")
-    assert asked == [("openai/gsm8k", "main", "train")]
     assert [(part["type"], part["text"]) for part in task[0]["messages"][1]["content"]] == [
         ("text", "It is 2*1.5="),
         ("python", "2*1.5"),
@@ -110,8 +117,8 @@ def test_gsm8k_marks_become_tool_calls(monkeypatch):
         ("", False),
     ],
 )
-def test_gsm8k_compares_the_first_final_number_as_a_string(monkeypatch, answer, right):
-    serve(monkeypatch, gsm8k, [GSM8K_ROW])
+def test_gsm8k_compares_the_first_final_number_as_a_string(serve, answer, right):
+    serve("openai/gsm8k", "main", "test", [GSM8K_ROW])
     task = gsm8k.GSM8K("test")
     assert task.evaluate(task[0], answer) is right
     assert task.reward(task[0], answer) == float(right)
@@ -132,24 +139,30 @@ FENCED = "Sure:\n```python\ndef root(x):\n    return sqrt(x)\n```\nand\n```pytho
         ("", False),
     ],
 )
-def test_humaneval_runs_the_tests_on_the_answers_code(monkeypatch, answer, right):
-    serve(monkeypatch, humaneval, [HUMANEVAL_ROW])
+def test_humaneval_runs_the_tests_on_the_answers_code(serve, answer, right):
+    serve("openai/openai_humaneval", "openai_humaneval", "test", [HUMANEVAL_ROW])
     task = humaneval.HumanEval()
     assert task.evaluate(task[0], answer) is right
 
 
-def test_humaneval_takes_only_the_leading_imports_of_the_prompt(monkeypatch):
-    serve(monkeypatch, humaneval, [HUMANEVAL_ROW])
-    conversation = humaneval.HumanEval()[0]
-    assert humaneval.program(conversation, "pass").splitlines()[:3] == ["from math import sqrt", "import re", "pass"]
+def test_humaneval_says_why_an_answer_is_wrong(serve):
+    serve("openai/openai_humaneval", "openai_humaneval", "test", [HUMANEVAL_ROW])
+    task = humaneval.HumanEval()
+    assert task.verdict(task[0], task[0]["messages"][1]["content"]) == "right"
+    assert task.verdict(task[0], "def root(x):\n    return 4") == "wrong: AssertionError"
+    assert task.verdict(task[0], "def root(x):\n    return 'x' * 10**10") == "wrong: memory"
+    assert task.verdict(task[0], "def root(x) return 3") == "wrong: the answer's program ended before the tests did"
+
+
+def test_humaneval_takes_only_the_leading_imports_of_the_prompt():
+    assert humaneval.leading_imports(HUMANEVAL_ROW["prompt"]) == ["from math import sqrt", "import re"]
     assert humaneval.leading_imports("import re\ndef f(): pass\nimport os\n") == ["import re"]
 
 
-def test_rows_come_in_the_published_order(monkeypatch):
+def test_rows_come_in_the_published_order(serve):
     rows = [{"messages": [{"role": "user", "content": str(i)}, TALK[1]]} for i in range(20)]
-    asked = serve(monkeypatch, smoltalk, rows)
+    serve("HuggingFaceTB/smol-smoltalk", "default", "train", rows)
     task = smoltalk.SmolTalk("train")
-    assert asked == [("HuggingFaceTB/smol-smoltalk", "default", "train")]
     order = [int(conversation["messages"][0]["content"]) for conversation in task]
     assert order == np.random.default_rng(42).permutation(20).tolist()
 
@@ -158,33 +171,61 @@ def without(row, field):
     return {name: value for name, value in row.items() if name != field}
 
 
+SOURCES = {
+    "arc": ("allenai/ai2_arc", "ARC-Easy", "test"),
+    "mmlu": ("cais/mmlu", "all", "test"),
+    "aux": ("cais/mmlu", "auxiliary_train", "train"),
+    "gsm8k": ("openai/gsm8k", "main", "test"),
+    "humaneval": ("openai/openai_humaneval", "openai_humaneval", "test"),
+    "smoltalk": ("HuggingFaceTB/smol-smoltalk", "default", "test"),
+}
+MAKE = {
+    "arc": lambda: arc.ARC("ARC-Easy", "test"),
+    "mmlu": lambda: mmlu.MMLU("all", "test"),
+    "aux": lambda: mmlu.MMLU("auxiliary_train", "train"),
+    "gsm8k": lambda: gsm8k.GSM8K("test"),
+    "humaneval": humaneval.HumanEval,
+    "smoltalk": lambda: smoltalk.SmolTalk("test"),
+}
+
+
 @pytest.mark.parametrize(
-    "module, make, good, bad, names",
+    "task, good, bad, names",
     [
-        ("arc", lambda m: m.ARC("ARC-Easy", "test"), ARC_ROW, without(ARC_ROW, "answerKey"), "answerKey"),
-        ("arc", lambda m: m.ARC("ARC-Easy", "test"), ARC_ROW, ARC_ROW | {"answerKey": "9"}, "'9'"),
-        ("arc", lambda m: m.ARC("ARC-Easy", "test"), ARC_ROW, ARC_ROW | {"choices": {"text": []}}, "labels None"),
-        ("mmlu", lambda m: m.MMLU("all", "test"), MMLU_ROW, MMLU_ROW | {"answer": "D"}, "str 'D'"),
-        ("mmlu", lambda m: m.MMLU("all", "test"), MMLU_ROW, MMLU_ROW | {"answer": 4}, "0 to 3"),
-        ("gsm8k", lambda m: m.GSM8K("test"), GSM8K_ROW, GSM8K_ROW | {"answer": "it is 3"}, "it is 3"),
-        ("humaneval", lambda m: m.HumanEval(), HUMANEVAL_ROW, without(HUMANEVAL_ROW, "test"), "'test'"),
-        ("smoltalk", lambda m: m.SmolTalk("test"), {"messages": TALK}, {"messages": TALK[::-1]}, "message 0"),
-        ("smoltalk", lambda m: m.SmolTalk("test"), {"messages": TALK}, {"messages": TALK[:1]}, "at least"),
-        ("smoltalk", lambda m: m.SmolTalk("test"), {"messages": TALK}, ["not fields"], "list"),
+        ("arc", ARC_ROW, without(ARC_ROW, "answerKey"), "answerKey"),
+        ("arc", ARC_ROW, ARC_ROW | {"answerKey": "9"}, "'9'"),
+        ("arc", ARC_ROW, ARC_ROW | {"choices": {"text": []}}, "labels None"),
+        ("mmlu", MMLU_ROW, MMLU_ROW | {"answer": "D"}, "str 'D'"),
+        ("mmlu", MMLU_ROW, MMLU_ROW | {"answer": 4}, "0 to 3"),
+        ("aux", {"train": MMLU_ROW}, MMLU_ROW, "'train'"),
+        ("aux", {"train": MMLU_ROW}, {"train": MMLU_ROW | {"answer": 4}}, "0 to 3"),
+        ("gsm8k", GSM8K_ROW, GSM8K_ROW | {"answer": "it is 3"}, "it is 3"),
+        ("humaneval", HUMANEVAL_ROW, without(HUMANEVAL_ROW, "test"), "'test'"),
+        ("smoltalk", {"messages": TALK}, {"messages": TALK[::-1]}, "message 0"),
+        ("smoltalk", {"messages": TALK}, {"messages": TALK[:1]}, "at least"),
+        ("smoltalk", {"messages": TALK}, ["not fields"], "list"),
     ],
 )
-def test_a_row_of_another_shape_is_named(monkeypatch, module, make, good, bad, names):
-    module = importlib.import_module(f"tasks.{module}")
-    asked = serve(monkeypatch, module, [good, bad])
-    with pytest.raises(ValueError, match="row 1: expected|row 1: message") as error:
-        make(module)
-    assert "/".join(asked[0]) in str(error.value) and names in str(error.value)
+def test_a_row_of_another_shape_is_named_with_its_file(serve, task, good, bad, names):
+    file = serve(*SOURCES[task], [good, bad])
+    with pytest.raises(ValueError, match="line 2: (expected|message)") as error:
+        MAKE[task]()
+    assert str(file) in str(error.value) and names in str(error.value)
 
 
-def test_no_rows_is_an_error_not_an_empty_task(monkeypatch):
-    serve(monkeypatch, smoltalk, [])
-    with pytest.raises(ValueError, match="HuggingFaceTB/smol-smoltalk/default/test: expected at least one row"):
-        smoltalk.SmolTalk("test")
+def test_a_bad_row_of_a_parquet_file_is_named_with_its_file(serve, tmp_path):
+    file = serve(*SOURCES["gsm8k"], [])
+    rows = [GSM8K_ROW, GSM8K_ROW, GSM8K_ROW | {"answer": "none"}]
+    for number, part in enumerate((rows[:1], rows[1:])):
+        pq.write_table(pa.Table.from_pylist(part), file.with_name(f"test-0000{number}-of-00002.parquet"))
+    with pytest.raises(ValueError, match="test-00001-of-00002.parquet, row 2: .*#### NUMBER"):
+        MAKE["gsm8k"]()
+
+
+def test_no_rows_is_an_error_not_an_empty_task(serve):
+    serve(*SOURCES["smoltalk"], [])
+    with pytest.raises(ValueError, match="smol-smoltalk/default/test.jsonl: expected at least one row"):
+        MAKE["smoltalk"]()
 
 
 def test_spelling_writes_every_letter(words):
@@ -312,7 +353,7 @@ def test_slice_is_a_part_of_a_task():
     assert part.name == "a" and part.evaluate("a2", "a2")
 
 
-def test_tasks_travel_between_processes(monkeypatch, words):
-    serve(monkeypatch, arc, [ARC_ROW])
+def test_tasks_travel_between_processes(serve, words):
+    serve(*SOURCES["arc"], [ARC_ROW])
     for task in (arc.ARC("ARC-Easy", "test"), spellingbee.SpellingBee(size=3), Mixture([Numbers("a", 3)])):
         assert list(pickle.loads(pickle.dumps(task))) == list(task)
