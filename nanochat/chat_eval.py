@@ -35,7 +35,7 @@ def evaluate_task(
 
     With several samples a problem counts as solved when one of them is right (pass@n); multiple choice takes one.
     Returns, on every rank, {accuracy, problems, baseline, seconds; pass@k of samples} and a record of each problem, in
-    order: {index, prompt, expected, answers, verdicts, correct}.
+    order: {index, prompt, expected, answers, verdicts, correct, maybe said}.
     """
     count = len(task) if max_problems is None else min(len(task), max_problems)
     if count < 1:
@@ -56,8 +56,8 @@ def evaluate_task(
         tqdm(**progress, disable=None if runtime.is_main else True) as bar,
     ):
         records = []
-        for index, answers in answered:
-            records.append(judges.submit(judge, task, index, problems[index], answers))
+        for index, answers, said in answered:
+            records.append(judges.submit(judge, task, index, problems[index], answers, said))
             bar.update()
         records = [record.result() for record in records]
     records = sorted((record for part in runtime.gather(records) for record in part), key=lambda r: r["index"])
@@ -72,11 +72,11 @@ def evaluate_task(
     return summary, records
 
 
-def judge(task, index: int, conversation: dict, answers: list[str]) -> dict:
-    """The record of one problem: right when any of the answers is."""
+def judge(task, index: int, conversation: dict, answers: list[str], said: list[str]) -> dict:
+    """The record of one problem: right when any of the answers is. said: the answers with their tool calls."""
     *before, reference = conversation["messages"]
     verdicts = [task.verdict(conversation, answer) for answer in answers]
-    return {
+    record = {
         "index": index,
         "prompt": "\n\n".join(readable(message["content"]) for message in before),
         "expected": readable(reference["content"]),
@@ -84,6 +84,7 @@ def judge(task, index: int, conversation: dict, answers: list[str]) -> dict:
         "verdicts": verdicts,
         "correct": "right" in verdicts,
     }
+    return record if said == answers else {**record, "said": said}
 
 
 def pass_at_k(records: list[dict], num_samples: int) -> dict[str, float]:
@@ -100,9 +101,28 @@ def chatcore(results: dict[str, dict]) -> float:
     return sum(centered) / len(centered)
 
 
+# How a tool call and its output are written for a person.
+CALL, OUTPUT = ("<<", ">>"), ("[", "]")
+MARKS = {
+    "<|python_start|>": CALL[0],
+    "<|python_end|>": CALL[1],
+    "<|output_start|>": OUTPUT[0],
+    "<|output_end|>": OUTPUT[1],
+}
+AROUND = {"text": ("", ""), "python": CALL, "python_output": OUTPUT}
+
+
 def readable(content) -> str:
-    """A message's content for a person: its parts in a row, tool calls in their place."""
-    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+    """A message's content for a person: its parts in a row, tool calls marked."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"].join(AROUND[part["type"]]) for part in content)
+
+
+def spoken(tokenizer, tokens: list[int]) -> str:
+    """As readable(), of what a model said."""
+    marks = {tokenizer.special[name]: mark.encode() for name, mark in MARKS.items()}
+    return b"".join(marks.get(id) or tokenizer.decode_bytes([id]) for id in tokens).decode("utf-8", "replace")
 
 
 # --- multiple choice
@@ -111,8 +131,8 @@ def readable(content) -> str:
 @torch.no_grad()  # not inference_mode: tables that the model grows here must still serve training
 def choose_letters(
     problems: dict[int, dict], model, tokenizer, device: torch.device, batch_size: int
-) -> Iterator[tuple[int, list[str]]]:
-    """(index, [letter]) of each problem: the likeliest of its letters as the first token of the answer.
+) -> Iterator[tuple[int, list[str], list[str]]]:
+    """(index, [letter], the same) of each problem: the likeliest of its letters as the first token of the answer.
 
     Prompts of like length go through the model together, `batch_size` or as many more as are not longer than its
     sequences; the head is computed at their last tokens only.
@@ -131,7 +151,8 @@ def choose_letters(
         for row, i in enumerate(batch):
             letters = problems[i]["letters"]
             tokens = [letter_token(tokenizer, letter) for letter in letters]
-            yield i, [letters[int(logits[row, tokens].argmax())]]
+            letter = letters[int(logits[row, tokens].argmax())]
+            yield i, [letter], [letter]
 
 
 def letter_token(tokenizer, letter: str) -> int:
@@ -149,8 +170,9 @@ def letter_token(tokenizer, letter: str) -> int:
 
 def write_answers(
     problems: dict[int, dict], model, tokenizer, batch_size: int, num_samples: int, sampling: dict
-) -> Iterator[tuple[int, list[str]]]:
-    """(index, answers) of each problem as it is done; `batch_size` answers are in progress at a time.
+) -> Iterator[tuple[int, list[str], list[str]]]:
+    """(index, answers, the same with their tool calls) of each problem as it is done; `batch_size` answers are in
+    progress at a time.
 
     Every prompt is read whole and every answer may take all of its tokens, beyond the length of the training rows too.
     """
@@ -162,14 +184,15 @@ def write_answers(
         for sample in range(num_samples):  # noise is drawn from the seed, so it names the problem and the sample
             id = engine.submit(Request(prompts[index], seed=index * num_samples + sample, **sampling))
             index_of[id], tokens_of[id] = index, []
-    texts = {index: {} for index in prompts}  # of each problem, by request id
+    done = {index: {} for index in prompts}  # the tokens of each problem's answers, by request id
     while engine.busy:
         for event in engine.step():
             if event.token is not None:
                 tokens_of[event.id].append(event.token)
             if event.finish:
                 index = index_of[event.id]
-                texts[index][event.id] = chat.visible_text(tokenizer, tokens_of.pop(event.id))
-                if len(texts[index]) == num_samples:
-                    done = texts.pop(index)
-                    yield index, [done[id] for id in sorted(done)]
+                done[index][event.id] = tokens_of.pop(event.id)
+                if len(done[index]) == num_samples:
+                    answers = [tokens for _, tokens in sorted(done.pop(index).items())]
+                    visible = [chat.visible_text(tokenizer, tokens) for tokens in answers]
+                    yield index, visible, [spoken(tokenizer, tokens) for tokens in answers]

@@ -63,7 +63,8 @@ def run_python(code: str, timeout: float = 5.0, memory_mb: int = 256) -> Outcome
 
 def run_tests(answer: str, tests: str, names: list[str], timeout: float = 5.0, memory_mb: int = 256) -> Outcome:
     """Whether a program passes tests that call its functions `names`. The two run in processes of their own, and plain
-    data go between them: whatever an answer does, only right values make it pass."""
+    data go between them: whatever an answer does, only right values make it pass. stderr is the tests', or the answer's
+    where its own program failed."""
     calls, values = os.pipe(), os.pipe()
     ends = {*calls, *values}
     head = (PARTS / "sandbox_calls.py").read_text(encoding="utf-8")
@@ -82,7 +83,7 @@ def run_tests(answer: str, tests: str, names: list[str], timeout: float = 5.0, m
         for end in ends:
             os.close(end)
     status = own.status if verdict.status != "ok" and own.status in ("memory", "output_limit") else verdict.status
-    return Outcome(status, own.stdout, own.stderr + verdict.stderr)
+    return Outcome(status, own.stdout, own.stderr if own.status == "error" else verdict.stderr)
 
 
 class _Program:

@@ -43,7 +43,7 @@ def parse_args(argv=None):
     parser.add_argument("-m", "--max-new-tokens", type=int, default=512)
     parser.add_argument("-n", "--num-samples", type=int, default=1, help="answers a problem; any success counts")
     parser.add_argument("-k", "--top-k", type=int, default=50)
-    parser.add_argument("-b", "--batch-size", type=int, default=8, help="problems in progress at a time")
+    parser.add_argument("-b", "--batch-size", type=int, help="problems at a time (default: 64 on GPUs, 8 elsewhere)")
     parser.add_argument("-g", "--model-tag", help="default: the largest d<N>")
     parser.add_argument("-s", "--step", type=int, help="default: the newest")
     parser.add_argument("-x", "--max-problems", type=int, help="only the first so many of each task")
@@ -97,7 +97,7 @@ def evaluate(args, model, tokenizer, meta, runtime):
             model,
             tokenizer,
             runtime,
-            batch_size=args.batch_size,
+            batch_size=args.batch_size or (64 if runtime.device.type == "cuda" else 8),
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
             top_k=args.top_k,

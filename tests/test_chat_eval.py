@@ -155,7 +155,8 @@ def test_answers_find_their_problems_however_they_finish(fake_engine, tokenizer)
     assert [record["index"] for record in records] == list(range(10))
     assert [record["answers"] for record in records] == [[str(i + 1) if i % 2 else "no"] for i in range(10)]
     assert summary["accuracy"] == 0.5
-    assert (records[4]["prompt"], records[4]["expected"]) == ("4", "4+15")  # a person reads the tool call too
+    assert (records[4]["prompt"], records[4]["expected"]) == ("4", "<<4+1>>5")  # a person reads the tool call too
+    assert records[4]["said"] == ["<<4>>no"]
 
 
 def test_the_real_engine_answers_as_one_prompt_at_a_time_does(model, tokenizer):

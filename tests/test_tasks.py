@@ -151,7 +151,7 @@ def test_humaneval_says_why_an_answer_is_wrong(serve):
     assert task.verdict(task[0], task[0]["messages"][1]["content"]) == "right"
     assert task.verdict(task[0], "def root(x):\n    return 4") == "wrong: AssertionError"
     assert task.verdict(task[0], "def root(x):\n    return 'x' * 10**10") == "wrong: memory"
-    assert task.verdict(task[0], "def root(x) return 3") == "wrong: the answer's program ended before the tests did"
+    assert task.verdict(task[0], "def root(x) return 3") == "wrong: SyntaxError: expected ':'"
 
 
 def test_humaneval_takes_only_the_leading_imports_of_the_prompt():
