@@ -97,7 +97,7 @@ def evaluate(args, model, tokenizer, meta, runtime):
             model,
             tokenizer,
             runtime,
-            batch_size=args.batch_size or (64 if runtime.device.type == "cuda" else 8),
+            batch_size=args.batch_size,
             max_new_tokens=args.max_new_tokens,
             temperature=args.temperature,
             top_k=args.top_k,
