@@ -152,3 +152,24 @@ def visible_text(tokenizer: Tokenizer, tokens: list[int]) -> str:
     """What a person sees of an answer."""
     stream = TextStream(tokenizer)
     return "".join([*(stream.push(token) for token in tokens), stream.flush()])
+
+
+# How a part and its marks are shown to a person: a tool's call as <<48/2>>, its output as [24].
+SHOWN = {"text": ("", ""), "python": ("<<", ">>"), "python_output": ("[", "]")}
+
+
+def readable(content: str | list[dict]) -> str:
+    """A message's content for a person, tool calls included."""
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"].join(SHOWN[part["type"]]) for part in content)
+
+
+def spoken_text(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    """An answer as readable() shows it."""
+    shown = {
+        tokenizer.special[mark]: text.encode()
+        for kind, marks in PART_MARKS.items()
+        for mark, text in zip(marks, SHOWN[kind], strict=True)
+    }
+    return b"".join(shown.get(id) or tokenizer.decode_bytes([id]) for id in tokens).decode("utf-8", "replace")

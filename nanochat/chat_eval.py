@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from nanochat import chat
 from nanochat.engine import Engine, Request
-from nanochat.runtime import usable_cores
 from nanochat.scoring import batches
 
 CHATCORE_TASKS = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "SpellingBee")
@@ -54,13 +53,15 @@ def evaluate_task(
 
     progress = {"total": len(problems), "desc": task.name, "unit": "problem", "leave": False}
     with (
-        ThreadPoolExecutor(usable_cores()) as judges,  # a verdict on a program takes a process, and maybe seconds
+        ThreadPoolExecutor(
+            torch.get_num_threads()
+        ) as judges,  # a verdict on a program takes a process, and maybe seconds
         tqdm(**progress, disable=None if runtime.is_main else True) as bar,
     ):
         records = []
         for index, answers, said in answered:
             records.append(judges.submit(judge, task, index, problems[index], answers, said))
-            bar.update()
+            records[-1].add_done_callback(lambda _: bar.update())
         records = [record.result() for record in records]
     records = sorted((record for part in runtime.gather(records) for record in part), key=lambda r: r["index"])
     summary = {
@@ -80,8 +81,8 @@ def judge(task, index: int, conversation: dict, answers: list[str], said: list[s
     verdicts = [task.verdict(conversation, answer) for answer in answers]
     record = {
         "index": index,
-        "prompt": "\n\n".join(readable(message["content"]) for message in before),
-        "expected": readable(reference["content"]),
+        "prompt": "\n\n".join(chat.readable(message["content"]) for message in before),
+        "expected": chat.readable(reference["content"]),
         "answers": answers,
         "verdicts": verdicts,
         "correct": "right" in verdicts,
@@ -103,30 +104,6 @@ def chatcore(results: dict[str, dict]) -> float:
     return sum(centered) / len(centered)
 
 
-# How a tool call and its output are written for a person.
-CALL, OUTPUT = ("<<", ">>"), ("[", "]")
-MARKS = {
-    "<|python_start|>": CALL[0],
-    "<|python_end|>": CALL[1],
-    "<|output_start|>": OUTPUT[0],
-    "<|output_end|>": OUTPUT[1],
-}
-AROUND = {"text": ("", ""), "python": CALL, "python_output": OUTPUT}
-
-
-def readable(content) -> str:
-    """A message's content for a person: its parts in a row, tool calls marked."""
-    if isinstance(content, str):
-        return content
-    return "".join(part["text"].join(AROUND[part["type"]]) for part in content)
-
-
-def spoken(tokenizer, tokens: list[int]) -> str:
-    """As readable(), of what a model said."""
-    marks = {tokenizer.special[name]: mark.encode() for name, mark in MARKS.items()}
-    return b"".join(marks.get(id) or tokenizer.decode_bytes([id]) for id in tokens).decode("utf-8", "replace")
-
-
 # --- multiple choice
 
 
@@ -136,8 +113,8 @@ def choose_letters(
 ) -> Iterator[tuple[int, list[str], list[str]]]:
     """(index, [letter], the same) of each problem: the likeliest of its letters as the first token of the answer.
 
-    Prompts of like length go through the model together, `batch_size` or as many more as are not longer than its
-    sequences; the head is computed at their last tokens only.
+    Prompts of like length go through the model together, as many as have the tokens of `batch_size` whole sequences;
+    the head is computed at their last tokens only.
     """
     prompts = {i: chat.prompt(tokenizer, conversation) for i, conversation in problems.items()}
     indices, token_budget = list(prompts), batch_size * model.config.sequence_len
@@ -197,4 +174,4 @@ def write_answers(
                 if len(done[index]) == num_samples:
                     answers = [tokens for _, tokens in sorted(done.pop(index).items())]
                     visible = [chat.visible_text(tokenizer, tokens) for tokens in answers]
-                    yield index, visible, [spoken(tokenizer, tokens) for tokens in answers]
+                    yield index, visible, [chat.spoken_text(tokenizer, tokens) for tokens in answers]

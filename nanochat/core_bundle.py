@@ -112,6 +112,8 @@ def _task(entry: dict, percent: dict[str, float], directory: Path) -> CoreTask:
 
 def read_rows(task: CoreTask, max_per_task: int = -1) -> list[dict]:
     """The examples of a task, shuffled as every run shuffles them, then cut to `max_per_task` (-1: all)."""
+    if max_per_task == 0 or max_per_task < -1:
+        raise ValueError(f"examples of a CORE task at most: expected 1 or more, or -1 for all, got {max_per_task}")
     rows = []
     with open(task.path, encoding="utf-8") as file:
         for number, line in enumerate(file, 1):

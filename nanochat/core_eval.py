@@ -19,7 +19,7 @@ from nanochat.scoring import Scored, common_prefix, crop, score_alternatives, sc
 # CORE of the GPT-2 family under this definition: all 22 tasks whole, baselines of the old edition.
 GPT2_CORE = {"GPT-2 124M": 0.1139, "GPT-2 355M": 0.1849, "GPT-2 774M": 0.2146, "GPT-2 1.6B": 0.256525}
 TIE = 1e-5  # scores nearer than this are equal, so that the shape of a batch decides nothing
-CHUNK = 256  # examples rendered and sorted by length at a time: bounds the memory that token lists take
+CHUNK, CPU_CHUNK = 256, 64  # examples rendered and sorted by length at a time: enough to fill batches of like length
 
 
 # --- from an example to scored sequences
@@ -86,12 +86,13 @@ def predict(
     """For each of `indices` into `rows` the alternative chosen; for language modeling 1 where the continuation is
     what the model would say, else 0. Sequences longer than `max_length` lose their left end."""
     prompts = [render(task, rows[i], shots_of(rows, i, task.shots)) for i in indices]
-    distinct = [list(dict.fromkeys(group)) for group in prompts]  # a repeated choice is scored once
+    language = task.kind == "language_modeling"
+    distinct = prompts if language else [list(dict.fromkeys(group)) for group in prompts]  # a repeated choice: once
     tokens = iter(tokenizer.encode_batch([text for group in distinct for text in group]))
     groups = [spans(task, [[tokenizer.bos, *next(tokens)] for _ in group]) for group in distinct]
     if max_length:
         groups = [[crop(sequence, max_length) for sequence in group] for group in groups]
-    if task.kind == "language_modeling":
+    if language:
         hits = score_sequences(model, [sequence for (sequence,) in groups], device, token_budget, greedy=True)
         return [int(len(hit) > 0 and bool(hit.all())) for hit in hits]
     values = score_alternatives(model, groups, device, token_budget)
@@ -115,8 +116,9 @@ def evaluate_core(
         started, rows, hits = time.monotonic(), read_rows(task, max_per_task), 0
         mine = list(range(runtime.rank, len(rows), runtime.world_size))
         bar = tqdm(total=len(mine), desc=task.label, unit="ex", leave=False, disable=None if runtime.is_main else True)
-        for at in range(0, len(mine), CHUNK):
-            chunk = mine[at : at + CHUNK]
+        size = CPU_CHUNK if runtime.device.type == "cpu" else CHUNK
+        for at in range(0, len(mine), size):
+            chunk = mine[at : at + size]
             answers = predict(model, tokenizer, task, rows, chunk, runtime.device, token_budget, max_length)
             hits += sum(answer == rows[i].get("gold", 1) for i, answer in zip(chunk, answers, strict=True))
             bar.update(len(chunk))
@@ -142,7 +144,8 @@ def evaluate_core(
 
 def interval(table: dict[str, dict], draws: int = 10_000) -> tuple[float, float]:
     """The 95 % interval of CORE by bootstrap over the examples of each task: to draw n verdicts anew from n, of which a
-    share is right, is to draw from a binomial distribution."""
+    share is right, is to draw from a binomial distribution. A task of which all or no verdicts are right counts as
+    certain, so that a few examples a task give an interval that is too narrow."""
     rng, scores = np.random.default_rng(0), 0
     for task in table.values():
         accuracy = rng.binomial(task["examples"], task["accuracy"], draws) / task["examples"]

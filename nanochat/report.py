@@ -284,7 +284,13 @@ def base_evaluation(found: dict) -> str:
 
 def chat_evaluation(found: dict) -> str:
     rows = [
-        [name, number(row["accuracy"]), number(row["baseline"]), row["problems"], duration(row["seconds"])]
+        [
+            name + "".join(f" (pass@{n})" for n in list(row.get("pass@k", {}))[-1:]),
+            number(row["accuracy"]),
+            number(row["baseline"]),
+            row["problems"],
+            duration(row["seconds"]),
+        ]
         for name, row in found["tasks"].items()
     ]
     if found.get("chatcore") is not None:

@@ -24,6 +24,10 @@ WALLS = {  # from the strongest: name -> what holds
 }
 
 
+class SandboxError(RuntimeError):
+    """No program can be run here, or not behind the walls that could be built before."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     status: str  # ok | error | timeout | memory | output_limit
@@ -42,7 +46,7 @@ def walls() -> str:
         try:
             with _running("print(6 * 7)", name, 10.0, 256) as program:
                 outcome = program.outcome(10.0)
-        except OSError as error:
+        except SandboxError as error:
             why.append(f"{name}: {error}")
             continue
         if outcome.stdout == "42\n":
@@ -51,7 +55,7 @@ def walls() -> str:
                 print(f"sandbox: {WALLS[name]}{no_memory} ({'; '.join(why)})", file=sys.stderr, flush=True)
             return name
         why.append(f"{name}: {outcome.stderr.strip()[-200:]}")
-    raise OSError(f"no program can be run in a process of its own here: {'; '.join(why)}")
+    raise SandboxError(f"no program can be run in a process of its own here: {'; '.join(why)}")
 
 
 def run_python(code: str, timeout: float = 5.0, memory_mb: int = 256) -> Outcome:
@@ -94,7 +98,7 @@ class _Program:
         self.expired = False
 
     def outcome(self, timeout: float) -> Outcome:
-        """What became of it, after `timeout` seconds at the latest. OSError where its walls could not be built."""
+        """What became of it, after `timeout` seconds at the latest. SandboxError where its walls could not be built."""
         deadline = threading.Timer(timeout, self.expire)  # Popen.wait would look only every 50 ms
         deadline.start()
         code = self.process.wait()
@@ -102,7 +106,7 @@ class _Program:
         self.kill_group()
         failure = os.read(self.report, 4096)
         if failure:
-            raise OSError(failure.decode("utf-8", "replace"))
+            raise SandboxError(failure.decode("utf-8", "replace"))
         out, err = _read(self.stdout), _read(self.stderr)
         last_line = err.rstrip().rpartition(b"\n")[2]
         if max(len(out), len(err)) >= OUTPUT_BYTES:

@@ -27,6 +27,7 @@ class Scored:
 
 
 def crop(sequence: Scored, max_length: int) -> Scored:
+    """The sequence without its left end, where it is longer than a model can read."""
     cut = max(0, len(sequence.ids) - max_length)
     return Scored(sequence.ids[cut:], max(1, sequence.start - cut), sequence.end - cut)
 
@@ -58,7 +59,9 @@ def score_sequences(
     model's first choice. `model` has GPT's hidden() and logits(); padding stands on the right, where nothing before it
     can see."""
     results: list[torch.Tensor] = [torch.empty(0)] * len(sequences)
-    for batch in batches([len(sequence.ids) - 1 for sequence in sequences], token_budget, device):
+    asked = [i for i, sequence in enumerate(sequences) if sequence.end > sequence.start]
+    for batch in batches([len(sequences[i].ids) - 1 for i in asked], token_budget, device):
+        batch = [asked[position] for position in batch]
         chosen = [sequences[i] for i in batch]
         idx = _padded([sequence.ids[:-1] for sequence in chosen], device)  # (B, T)
         scored = [(row, t - 1, s.ids[t]) for row, s in enumerate(chosen) for t in range(s.start, s.end)]
@@ -89,10 +92,12 @@ def shared_length(group: list[Scored]) -> int:
 def score_groups(
     model: GPT, groups: list[list[Scored]], device: torch.device, token_budget: int
 ) -> list[list[torch.Tensor]]:
-    """The losses of each group's sequences, as score_sequences gives them. What a group shares is read once, into a
-    cache; then the ends of its sequences, side by side in one row, each seeing what is shared and itself."""
+    """The losses of each group's sequences, as score_sequences gives them. What a group shares, at least one token, is
+    read once, into a cache; then the ends of its sequences, side by side in one row, each seeing what is shared and
+    itself."""
     results: list[list[torch.Tensor]] = [[] for _ in groups]
     shared = [shared_length(group) for group in groups]
+    assert min(shared, default=1) > 0, "a group that shares nothing is scored sequence by sequence"
     sizes = [n + sum(len(s.ids) - n for s in group) for n, group in zip(shared, groups, strict=True)]
     for batch in batches(sizes, token_budget, device):
         lengths = [shared[i] for i in batch]
@@ -120,7 +125,7 @@ def score_groups(
 
 def _padded(rows: list[list[int]], device: torch.device) -> torch.Tensor:
     longest = max(map(len, rows))
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows]).to(device)
+    return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long).to(device)
 
 
 def _score(model, x: torch.Tensor, scored: list[tuple[int, int, int]], greedy: bool = False) -> torch.Tensor:
@@ -128,8 +133,8 @@ def _score(model, x: torch.Tensor, scored: list[tuple[int, int, int]], greedy: b
     these only, and for so many at a time that their logits stay small."""
     rows, positions, targets = torch.tensor(scored, dtype=torch.long, device=x.device).view(-1, 3).unbind(dim=1)
     values = []
-    for part, wanted in zip(x[rows, positions].split(HEAD_ROWS), targets.split(HEAD_ROWS), strict=True):
-        logits = model.logits(part)  # (n, V)
+    for row, position, wanted in zip(*(of.split(HEAD_ROWS) for of in (rows, positions, targets)), strict=True):
+        logits = model.logits(x[row, position])  # (n, V)
         values.append(logits.argmax(-1) == wanted if greedy else F.cross_entropy(logits, wanted, reduction="none"))
     return torch.cat(values).cpu()
 

@@ -9,7 +9,7 @@ import argparse
 import math
 from types import SimpleNamespace
 
-import torch
+from tqdm import tqdm
 
 from nanochat import paths, runtime, samples
 from nanochat.batches import TextRows
@@ -23,6 +23,7 @@ from nanochat.results import Results
 from nanochat.scoring import Scored, score_sequences
 
 KINDS = ("sample", "bpb", "core")
+FOREIGN_LOGITS = 1 << 28  # held at a time: 1 GB in float32
 
 
 def parse_args(argv=None):
@@ -38,6 +39,8 @@ def parse_args(argv=None):
     parser.add_argument("--corpus", help="text for bits per byte (default: what the model was trained on)")
     parser.add_argument("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
     args = parser.parse_args(argv)
+    if args.max_per_task == 0 or args.max_per_task < -1:
+        parser.error(f"--max-per-task is {args.max_per_task}; expected 1 or more, or -1 for all")
     args.kinds = [kind for kind in args.eval.split(",") if kind]
     if not args.kinds or set(args.kinds) - set(KINDS):
         parser.error(f"--eval is {args.eval!r}; expected some of {','.join(KINDS)}")
@@ -53,8 +56,9 @@ class ForeignModel:
 
     def __init__(self, model):
         self.model = model
-        limit = getattr(model.config, "max_position_embeddings", None)
-        self.config = SimpleNamespace(vocab_size=model.config.vocab_size, sequence_len=limit)
+        config = model.config.get_text_config()
+        limit = getattr(config, "max_position_embeddings", None)
+        self.config = SimpleNamespace(sequence_len=limit, vocab_size=config.vocab_size)
 
     def hidden(self, idx):
         return self.model(input_ids=idx, use_cache=False).logits  # (B, T, V)
@@ -67,6 +71,8 @@ class ForeignTokenizer:
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
         self.bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if self.bos is None:
+            raise ValueError("--hf-path: the tokenizer has neither a beginning nor an end mark to begin a text with")
 
     def encode_batch(self, texts):
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
@@ -76,30 +82,43 @@ def load_foreign(path: str, machine):
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
-        raise SystemExit("--hf-path needs the transformers package: pip install transformers") from None
+        raise SystemExit("--hf-path needs the transformers package: pip install 'transformers>=4.56'") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path)
-    except (OSError, ValueError) as error:
+        # not cast afterwards: the buffers of rotary embeddings have to stay in float32
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=machine.dtype)
+    except (OSError, ValueError, ImportError) as error:
         raise SystemExit(f"--hf-path {path}: no model could be loaded: {str(error).splitlines()[0]}") from None
-    return ForeignModel(model.to(machine.device, machine.dtype).eval()), ForeignTokenizer(tokenizer)
+    return ForeignModel(model.to(machine.device).eval()), ForeignTokenizer(tokenizer)
 
 
 def foreign_bits_per_byte(model, tokenizer, meta, corpus, split, num_tokens, token_budget, machine) -> float:
     """Over whole documents until `num_tokens`, in pieces that fit the model; bytes are those of the text itself."""
-    longest = model.config.sequence_len or 1024
-    nats = size = tokens = 0
+    longest = min(model.config.sequence_len or 1024, 2048)  # as long as our rows: a longer look back would flatter it
+    nats, size, tokens, waiting = 0.0, 0, 0, []
+    bar = tqdm(
+        desc=f"bits per byte, {split}",
+        total=num_tokens,
+        unit="tok",
+        leave=False,
+        disable=None if machine.is_main else True,
+    )
     for i, text in enumerate(iter_documents(corpus, split)):
         ids = tokenizer.encode_batch([text])[0]
         tokens += len(ids)
-        if i % machine.world_size == machine.rank and ids:
+        bar.update(len(ids))
+        if i % machine.world_size == machine.rank:
             pieces = [[tokenizer.bos, *ids[at : at + longest - 1]] for at in range(0, len(ids), longest - 1)]
-            scored = [Scored(piece, 1, len(piece)) for piece in pieces]
-            nats += sum(float(losses.sum()) for losses in score_sequences(model, scored, machine.device, token_budget))
+            waiting += [Scored(piece, 1, len(piece)) for piece in pieces]
             size += len(text.encode("utf-8"))
+        if sum(len(piece.ids) for piece in waiting) >= token_budget:
+            nats += sum(float(losses.sum()) for losses in score_sequences(model, waiting, machine.device, token_budget))
+            waiting = []
         if tokens >= num_tokens:
             break
-    nats, size = machine.sum(torch.tensor([nats, size], dtype=torch.float64, device=machine.device)).tolist()
+    bar.close()
+    nats += sum(float(losses.sum()) for losses in score_sequences(model, waiting, machine.device, token_budget))
+    nats, size = (sum(parts) for parts in zip(*machine.gather((nats, size)), strict=True))
     return nats / (math.log(2) * size) if size else math.nan
 
 
@@ -158,7 +177,10 @@ def evaluate(args, machine):
     corpus, sequence_len = args.corpus or meta["corpus"], model.config.sequence_len or 1024
     token_budget = args.device_batch_size * sequence_len
     if args.hf_path:  # a foreign model gives the logits of every token at once
-        token_budget = min(token_budget, 4096)
+        token_budget = min(token_budget, 4096, FOREIGN_LOGITS // model.config.vocab_size)
+    if args.hf_path and not args.corpus and len(args.kinds) > 1 and not paths.corpus_dir(corpus).is_dir():
+        args.kinds = [kind for kind in args.kinds if kind != "bpb"]
+        machine.print(f"no bits per byte: the corpus {corpus} is not here; name one of your own with --corpus")
     machine.print(f"{tag}, step {meta['step']}, on {machine.device}: {', '.join(args.kinds)}")
     results = Results("base_eval", tag, machine, config=vars(args))
     summary = {"model": tag, "step": meta["step"], "corpus": corpus}

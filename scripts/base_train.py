@@ -67,7 +67,7 @@ def parse_args(argv=None):
     saver.add_flags(parser)
     args = parser.parse_args(argv)
     check_model_flags(parser, args)
-    for name in ("num_iterations", "total_batch_size"):
+    for name in ("num_iterations", "total_batch_size", "core_metric_max_per_task"):
         if getattr(args, name) != -1 and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more, or -1")
     saver.check_flags(parser, args)

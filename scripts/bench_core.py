@@ -6,6 +6,7 @@ python -m scripts.bench_core --model-tag d12 --max-per-task 64
 
 import argparse
 import json
+import math
 import time
 
 import torch
@@ -25,7 +26,7 @@ def parse_args(argv=None):
     add("--step", type=int, help="which checkpoint (default: the newest)")
     add("--bundle", default="eval_bundle", help="name or path of the CORE bundle")
     add("--tasks", default="", help="labels joined by commas (default: all)")
-    add("--max-per-task", type=int, default=64)
+    add("--max-per-task", type=int, default=64, help="examples of a task at most (-1: all)")
     add("--token-budget", type=int, default=16384, help="tokens in a batch at most, padding included")
     add("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
     return parser.parse_args(argv)
@@ -44,7 +45,8 @@ def one_by_one(model, tokenizer, task, rows, index, device):
     if task.kind == "language_modeling":
         (scored,) = sequences
         return int((best[0, scored.start - 1 : scored.end - 1] == ids[0, scored.start : scored.end]).all())
-    return first_lowest([float(row[s.start - 1 : s.end - 1].mean()) for row, s in zip(losses, sequences, strict=True)])
+    means = [float(row[s.start - 1 : s.end - 1].mean()) for row, s in zip(losses, sequences, strict=True)]
+    return first_lowest([math.inf if math.isnan(mean) else mean for mean in means])  # of nothing: a choice in another
 
 
 def main(args):
@@ -52,7 +54,10 @@ def main(args):
         model, tokenizer, meta = load_model(args.source, machine, tag=args.model_tag, step=args.step)
         model.eval()
         tasks = load_bundle(find_bundle(args.bundle))
-        wanted = [label for label in args.tasks.split(",") if label] or [task.label for task in tasks]
+        labels = [task.label for task in tasks]
+        wanted = [label for label in args.tasks.split(",") if label] or labels
+        if set(wanted) - set(labels):
+            raise ValueError(f"--tasks is {args.tasks!r}; expected some of {','.join(labels)}")
         table, differing = {}, []
         print(f"{'task':<34} {'examples':>8} {'one by one':>11} {'batched':>9} {'times':>6} {'differ':>6}")
         for task in tasks:

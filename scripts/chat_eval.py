@@ -10,7 +10,7 @@ from nanochat.chat_eval import CHATCORE_TASKS, chatcore, evaluate_task
 from nanochat.checkpoint import CheckpointError, load_model
 from nanochat.dataset import DownloadError
 from nanochat.results import Results
-from nanochat.sandbox import WALLS, walls
+from nanochat.sandbox import WALLS, SandboxError, walls
 from tasks.arc import ARC
 from tasks.gsm8k import GSM8K
 from tasks.humaneval import HumanEval
@@ -43,7 +43,12 @@ def parse_args(argv=None):
     parser.add_argument("-m", "--max-new-tokens", type=int, default=512)
     parser.add_argument("-n", "--num-samples", type=int, default=1, help="answers a problem; any success counts")
     parser.add_argument("-k", "--top-k", type=int, default=50)
-    parser.add_argument("-b", "--batch-size", type=int, help="problems at a time (default: 64 on GPUs, 8 elsewhere)")
+    parser.add_argument(
+        "-b",
+        "--batch-size",
+        type=int,
+        help="problems at a time, of multiple choice so many whole sequences (default: 64 on CUDA, 8 elsewhere)",
+    )
     parser.add_argument("-g", "--model-tag", help="default: the largest d<N>")
     parser.add_argument("-s", "--step", type=int, help="default: the newest")
     parser.add_argument("-x", "--max-problems", type=int, help="only the first so many of each task")
@@ -61,7 +66,7 @@ def parse_args(argv=None):
 def task_names(joined):
     """The names in 'A|B', with tinyworld spelled out."""
     names = []
-    for name in joined.split("|"):
+    for name in filter(None, joined.split("|")):
         names += TEST_KINDS if name == "tinyworld" else [name]
     unknown = [name for name in names if name not in TASKS]
     if unknown:
@@ -74,7 +79,7 @@ def main(args):
     try:
         model, tokenizer, meta = load_model(args.source, runtime, tag=args.model_tag, step=args.step)
         evaluate(args, model, tokenizer, meta, runtime)
-    except (CheckpointError, DownloadError, ValueError) as error:
+    except (CheckpointError, DownloadError, SandboxError, ValueError) as error:
         raise SystemExit(str(error)) from None
     finally:
         rt.close(runtime)

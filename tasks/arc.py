@@ -1,7 +1,7 @@
 """ARC (arXiv 1803.05457): science questions of primary school, as multiple choice."""
 
 from nanochat.dataset import hub_rows
-from tasks.common import Task, check_index, fields, multiple_choice_conversation, shuffled
+from tasks.common import Task, check_index, multiple_choice_conversation, row_check, shuffled
 
 REPO = "allenai/ai2_arc"
 
@@ -16,8 +16,8 @@ class ARC(Task):
         if subset not in ("ARC-Easy", "ARC-Challenge"):
             raise ValueError(f"expected the subset ARC-Easy or ARC-Challenge, got {subset!r}")
         self.name = subset
-        row_fields = fields({"question": str, "choices": dict, "answerKey": str}, wrong_labels)
-        self.rows = shuffled(hub_rows(REPO, subset, split, row_fields))
+        check = row_check({"question": str, "choices": dict, "answerKey": str}, wrong_labels)
+        self.rows = shuffled(hub_rows(REPO, subset, split, check))
 
     def __len__(self):
         return len(self.rows)
@@ -33,8 +33,9 @@ class ARC(Task):
 
 def wrong_labels(row):
     labels, texts = row["choices"].get("label"), row["choices"].get("text")
-    if not labels or not texts or len(labels) != len(texts) or row["answerKey"] not in labels:
+    texts_only = all(isinstance(text, str) for text in [*(labels or []), *(texts or [])])
+    if not labels or not texts or len(labels) != len(texts) or row["answerKey"] not in labels or not texts_only:
         return (
-            f"expected as many labels as choices, and the answer among the labels; "
+            f"expected as many labels as choices, all text, and the answer among the labels; "
             f"got labels {labels}, {len(texts or [])} choices, answer {row['answerKey']!r}"
         )

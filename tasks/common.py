@@ -150,7 +150,7 @@ def _check_content(content, parts_allowed):
     return None
 
 
-def fields(schema, further=lambda row: None):
+def row_check(schema, further=lambda row: None):
     """What hub_rows shall check: a function that says what is wrong with a row, or None. The row has the fields of
     `schema` {name: type}, and then nothing that `further` finds wrong."""
 

@@ -3,7 +3,7 @@
 import re
 
 from nanochat.dataset import hub_rows
-from tasks.common import Task, check_index, fields, final_number, shuffled, text_of
+from tasks.common import Task, check_index, final_number, row_check, shuffled, text_of
 
 REPO, CONFIG = "openai/gsm8k", "main"
 CALL = re.compile(r"<<(.*?)>>", re.DOTALL)
@@ -15,8 +15,8 @@ class GSM8K(Task):
     name = "GSM8K"
 
     def __init__(self, split):
-        row_fields = fields({"question": str, "answer": str}, no_number)
-        self.rows = shuffled(hub_rows(REPO, CONFIG, split, row_fields))
+        check = row_check({"question": str, "answer": str}, no_number)
+        self.rows = shuffled(hub_rows(REPO, CONFIG, split, check))
 
     def __len__(self):
         return len(self.rows)

@@ -3,8 +3,8 @@
 import re
 
 from nanochat.dataset import hub_rows
-from nanochat.sandbox import run_tests
-from tasks.common import Task, check_index, fields, shuffled
+from nanochat.sandbox import run_tests, walls
+from tasks.common import Task, check_index, row_check, shuffled
 
 SOURCE = ("openai/openai_humaneval", "openai_humaneval", "test")
 FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
@@ -18,8 +18,9 @@ class HumanEval(Task):
     name = "HumanEval"
 
     def __init__(self):
+        walls()  # what this machine does not keep off is said before the first verdict
         names = ("prompt", "canonical_solution", "test", "entry_point")
-        self.rows = shuffled(hub_rows(*SOURCE, fields(dict.fromkeys(names, str))))
+        self.rows = shuffled(hub_rows(*SOURCE, row_check(dict.fromkeys(names, str))))
 
     def __len__(self):
         return len(self.rows)

@@ -1,7 +1,7 @@
 """MMLU (arXiv 2009.03300): multiple choice over 57 subjects."""
 
 from nanochat.dataset import hub_rows
-from tasks.common import Task, check_index, fields, multiple_choice_conversation, shuffled
+from tasks.common import Task, check_index, multiple_choice_conversation, row_check, shuffled
 
 REPO = "cais/mmlu"
 LETTERS = "ABCD"
@@ -18,9 +18,9 @@ class MMLU(Task):
     baseline = 0.25
 
     def __init__(self, subset, split):
-        question = fields({"question": str, "subject": str, "choices": list, "answer": int}, wrong_answer)
+        question = row_check({"question": str, "subject": str, "choices": list, "answer": int}, wrong_answer)
         if subset == "auxiliary_train":  # here each row sits inside a struct
-            rows = hub_rows(REPO, subset, split, fields({"train": dict}, lambda row: question(row["train"])))
+            rows = hub_rows(REPO, subset, split, row_check({"train": dict}, lambda row: question(row["train"])))
             self.rows = shuffled([row["train"] for row in rows])
         else:
             self.rows = shuffled(hub_rows(REPO, subset, split, question))
@@ -38,8 +38,9 @@ class MMLU(Task):
 
 
 def wrong_answer(row):
-    if len(row["choices"]) != len(LETTERS) or row["answer"] not in range(len(LETTERS)):
+    texts = sum(isinstance(choice, str) for choice in row["choices"])
+    if len(row["choices"]) != len(LETTERS) or texts != len(LETTERS) or row["answer"] not in range(len(LETTERS)):
         return (
-            f"expected 4 choices and an answer from 0 to 3, "
-            f"got {len(row['choices'])} choices and the answer {row['answer']}"
+            f"expected 4 choices, all text, and an answer from 0 to 3, "
+            f"got {len(row['choices'])} choices, {texts} of them text, and the answer {row['answer']}"
         )

@@ -1,7 +1,7 @@
 """SmolTalk, the edition for small models: general conversations to learn from. No examination."""
 
 from nanochat.dataset import hub_rows
-from tasks.common import Task, check_index, check_messages, fields, shuffled
+from tasks.common import Task, check_index, check_messages, row_check, shuffled
 
 REPO, CONFIG = "HuggingFaceTB/smol-smoltalk", "default"
 
@@ -12,8 +12,8 @@ class SmolTalk(Task):
     name = "SmolTalk"
 
     def __init__(self, split):
-        row_fields = fields({"messages": list}, lambda row: check_messages(row["messages"]))
-        self.rows = shuffled(hub_rows(REPO, CONFIG, split, row_fields))
+        check = row_check({"messages": list}, lambda row: check_messages(row["messages"]))
+        self.rows = shuffled(hub_rows(REPO, CONFIG, split, check))
 
     def __len__(self):
         return len(self.rows)

@@ -84,8 +84,9 @@ def test_only_what_is_asked_for_is_evaluated(model):
     run("--eval", "bpb")
     assert "core" not in result("d1")
     assert "samples" not in result("d1")
-    with pytest.raises(SystemExit):
-        base_eval.parse_args(["--eval", "bpd"])
+    for wrong in (["--eval", "bpd"], ["--max-per-task", "0"]):
+        with pytest.raises(SystemExit):
+            base_eval.parse_args(wrong)
 
 
 def test_a_missing_model_or_bundle_is_one_line(model):
@@ -97,14 +98,19 @@ def test_a_missing_model_or_bundle_is_one_line(model):
 
 def test_hf_path_without_transformers_is_one_line(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(SystemExit, match="pip install transformers"):
+    with pytest.raises(SystemExit, match="pip install 'transformers"):
         run("--hf-path", "some/model")
 
 
 class ForeignBody(torch.nn.Module):
     """Says the same of every token: log2(320) bits each."""
 
-    config = SimpleNamespace(vocab_size=320, max_position_embeddings=32)
+    class config:
+        vocab_size, max_position_embeddings = 320, 32
+
+        @classmethod
+        def get_text_config(cls):
+            return cls
 
     def forward(self, input_ids, use_cache):
         assert input_ids.size(1) <= 32

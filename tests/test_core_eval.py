@@ -78,7 +78,10 @@ def made_rows(kind, count, seed=3):
     for _ in range(count):
         text, two = words(rng, rng.randint(2, 9)), [words(rng, rng.randint(1, 3)) for _ in range(3)]
         if kind == "multiple_choice":
-            rows.append({"query": text, "choices": [*two, two[0]], "gold": rng.randrange(4)})
+            choices = (
+                [*two, two[0]] if rng.random() < 0.8 else [two[0], two[0] + two[1], *two[1:]]
+            )  # one begins another
+            rows.append({"query": text, "choices": choices, "gold": rng.randrange(4)})
         elif kind == "schema":
             rows.append({"context_options": two, "continuation": text, "gold": rng.randrange(3)})
         else:
@@ -328,6 +331,35 @@ def test_the_interval_is_that_of_drawing_the_examples_again():
     ]
     assert core_eval.interval(table) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.01)
     assert core_eval.interval(table) == core_eval.interval(table)
+
+
+def test_bfloat16_in_batches_scores_as_one_at_a_time_does():
+    model = random_model(small_config(257, sequence_len=160, n_layer=2), runtime=Runtime(CPU, torch.bfloat16))
+    rows, t = made_rows("multiple_choice", 600), task("multiple_choice", shots=2)
+    batched = core_eval.predict(model, ByteTokenizer(), t, rows, list(range(600)), CPU)
+    alone = one_by_one(model, t, rows)
+    hits = [sum(a == row["gold"] for a, row in zip(answers, rows, strict=True)) for answers in (batched, alone)]
+    assert abs(hits[0] - hits[1]) / 600 <= 0.002
+    assert sum(a != b for a, b in zip(batched, alone, strict=True)) <= 6
+
+
+def test_nothing_to_read_and_nothing_to_score_are_no_errors(gpt):
+    empty = scoring.Scored([256], 1, 1)
+    assert [len(losses) for losses in scoring.score_sequences(gpt, [empty, empty], CPU, 100)] == [0, 0]
+    rows = [{"context": "a", "continuation": ""}]
+    t = task("language_modeling", delimiter=":")
+    assert core_eval.predict(gpt, ByteTokenizer(), t, rows, [0], CPU) == [0]
+
+
+def test_a_rank_without_examples_takes_part(tmp_path):
+    folder = made_bundle(tmp_path / "b", count=2)
+    found = [core_eval.evaluate_core(StandIn(), ByteTokenizer(), folder, runtime(rank, 5)) for rank in range(5)]
+    assert [entry["examples"] for entry in found[4]["tasks"].values()] == [2, 2, 2]
+
+
+def test_no_examples_is_an_error_before_the_work(tmp_path):
+    with pytest.raises(ValueError, match="1 or more, or -1"):
+        core_eval.evaluate_core(StandIn(), ByteTokenizer(), made_bundle(tmp_path / "b"), runtime(), max_per_task=0)
 
 
 def test_max_per_task_cuts_the_examples(tmp_path):

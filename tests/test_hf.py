@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from test_base_eval import model, result, run  # noqa: F401  the fixture makes c
 from nanochat import core_eval, paths
 from nanochat.core_bundle import load_bundle, read_rows
 from nanochat.dataset import iter_documents
+from nanochat.runtime import Runtime
+from scripts import base_eval
 
 transformers = pytest.importorskip("transformers", reason="the package transformers is missing: pip install -e .[hf]")
 
@@ -69,6 +72,27 @@ def test_gpt2_is_examined_with_its_own_tokenizer(model, gpt2):  # noqa: F811
                 hits += core_eval.first_lowest(means) == row["gold"]
         assert found["core"]["tasks"][task.label]["accuracy"] == pytest.approx(hits / len(rows))
     assert re.fullmatch(r"[\w.-]+", found["model"]) and json.dumps(found)
+
+
+def test_rotary_positions_stay_exact_in_bfloat16(gpt2, tmp_path):
+    shape = dict(hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2, vocab_size=400)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).save_pretrained(tmp_path)
+    transformers.AutoTokenizer.from_pretrained(gpt2).save_pretrained(tmp_path)
+    foreign, _ = base_eval.load_foreign(str(tmp_path), Runtime(torch.device("cpu"), torch.bfloat16))
+    assert foreign.model.dtype == torch.bfloat16
+    assert foreign.model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_without_a_corpus_the_rest_is_examined_and_a_line_says_so(model, gpt2, capsys):  # noqa: F811
+    run("--hf-path", str(gpt2), "--bundle", "eval_bundle_toy")
+    found = result(str(gpt2).strip("/").replace("/", "--"))
+    assert "bpb" not in found and "core" in found
+    assert "name one of your own with --corpus" in capsys.readouterr().out
+
+
+def test_a_tokenizer_without_marks_is_an_error():
+    with pytest.raises(ValueError, match="neither a beginning nor an end mark"):
+        base_eval.ForeignTokenizer(SimpleNamespace(bos_token_id=None, eos_token_id=None))
 
 
 def test_a_path_without_a_model_is_one_line(model, tmp_path):  # noqa: F811

@@ -66,7 +66,7 @@ def wall(request, monkeypatch):
     monkeypatch.setattr(sandbox, "walls", lambda: request.param)
     try:
         outcome = run_python("print(1)", timeout=20.0)
-    except OSError as error:
+    except sandbox.SandboxError as error:
         pytest.skip(f"cannot be built here: {error}")
     assert outcome == sandbox.Outcome("ok", "1\n", "")
 
@@ -84,7 +84,7 @@ def test_weaker_walls_come_to_the_same_verdicts(wall):
 def test_where_no_strong_walls_can_be_built_the_next_are_and_a_line_says_so(monkeypatch, capsys):
     def running(code, wall, *args):
         if wall != "limits":
-            raise OSError("not permitted")
+            raise sandbox.SandboxError("not permitted")
         return real(code, wall, *args)
 
     real = sandbox._running
@@ -117,6 +117,12 @@ def test_what_an_answer_raises_reaches_its_tests_and_what_it_prints_is_kept():
     tests = "try:\n    f(3)\nexcept KeyError as error:\n    assert error.args == ('3',)\nelse:\n    assert False"
     outcome = run_tests(answer, tests, ["f"], 20.0)
     assert (outcome.status, outcome.stdout) == ("ok", "tried 3\n")
+
+
+def test_what_an_answer_gives_piece_by_piece_arrives_so():
+    tests = "assert tuple(f(3)) == (0, 1, 4)\nassert sum(g(3)) == 3 and g(3) == range(3)\nassert sorted(h()) == ['a']"
+    answer = "def f(n): return (i * i for i in range(n))\ndef g(n): return range(n)\ndef h(): return {'a': 1}.keys()"
+    assert run_tests(answer, tests, ["f", "g", "h"], 20.0).status == "ok"
 
 
 def test_helpers_of_an_answer_can_be_called_too():

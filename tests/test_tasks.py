@@ -199,6 +199,8 @@ MAKE = {
         ("mmlu", MMLU_ROW, MMLU_ROW | {"answer": 4}, "0 to 3"),
         ("aux", {"train": MMLU_ROW}, MMLU_ROW, "'train'"),
         ("aux", {"train": MMLU_ROW}, {"train": MMLU_ROW | {"answer": 4}}, "0 to 3"),
+        ("arc", ARC_ROW, ARC_ROW | {"choices": {"text": [None, "x", "y"], "label": ["1", "2", "3"]}}, "all text"),
+        ("mmlu", MMLU_ROW, MMLU_ROW | {"choices": [None, "a", "b", "c"]}, "3 of them text"),
         ("gsm8k", GSM8K_ROW, GSM8K_ROW | {"answer": "it is 3"}, "it is 3"),
         ("humaneval", HUMANEVAL_ROW, without(HUMANEVAL_ROW, "test"), "'test'"),
         ("smoltalk", {"messages": TALK}, {"messages": TALK[::-1]}, "message 0"),
