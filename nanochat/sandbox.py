@@ -17,10 +17,12 @@ from pathlib import Path
 OUTPUT_BYTES = 1 << 20  # of stdout, of stderr, and of any file that the program writes
 PARTS = Path(__file__).parent
 LIMITS = "limits on time, memory, file size, open files and processes"
+FILTERED = sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64")  # some system calls are refused
+REST = "" if FILTERED else "the network, "
 WALLS = {  # from the strongest: name -> what holds
     "namespaces": f"no network, no files but Python's own and a small folder, no other processes, {LIMITS}",
-    "user": f"an unused user's rights, {LIMITS}; NOT kept off: the network, files that everyone may read or write",
-    "limits": f"{LIMITS}; NOT kept off: the network, this user's files, environment and processes",
+    "user": f"an unused user's rights, {LIMITS}; NOT kept off: {REST}files that everyone may read or write",
+    "limits": f"{LIMITS}; NOT kept off: {REST}this user's files and environment, of an answer its tests",
 }
 
 
@@ -65,27 +67,24 @@ def run_python(code: str, timeout: float = 5.0, memory_mb: int = 256) -> Outcome
         return program.outcome(timeout)
 
 
-def run_tests(answer: str, tests: str, names: list[str], timeout: float = 5.0, memory_mb: int = 256) -> Outcome:
-    """Whether a program passes tests that call its functions `names`. The two run in processes of their own, and plain
+def run_tests(answer: str, tests: str, name: str, timeout: float = 5.0, memory_mb: int = 256) -> Outcome:
+    """Whether a program passes tests that call its function `name`. The two run in processes of their own, and plain
     data go between them: whatever an answer does, only right values make it pass. stderr is the tests', or the answer's
     where its own program failed."""
-    calls, values = os.pipe(), os.pipe()
-    ends = {*calls, *values}
     head = (PARTS / "sandbox_calls.py").read_text(encoding="utf-8")
-    answering = f"{head}\nanswer_calls({answer!r}, {calls[0]}, {values[1]})\n"
-    testing = f"{head}\nglobals().update(functions_of_the_answer({names!r}, {values[0]}, {calls[1]}))\n{tests}\n"
-    try:
+    with contextlib.ExitStack() as ends:
+        calls, values = os.pipe(), os.pipe()
+        for end in (*calls, *values):
+            ends.callback(os.close, end)
+        answering = f"{head}\nanswer_calls({answer!r}, {calls[0]}, {values[1]})\n"
+        testing = f"{head}\ntest_answer({tests!r}, {name!r}, {values[0]}, {calls[1]})\n"
         with (
             _running(answering, walls(), timeout, memory_mb, (calls[0], values[1])) as program,
             _running(testing, walls(), timeout, memory_mb, (values[0], calls[1])) as judge,
         ):
-            while ends:  # else neither would see the other's end
-                os.close(ends.pop())
+            ends.close()  # else neither would see the other's end
             verdict = judge.outcome(timeout)
             own = program.outcome(0 if verdict.status == "timeout" else 0.5)  # with its tests gone, it ends by itself
-    finally:
-        for end in ends:
-            os.close(end)
     status = own.status if verdict.status != "ok" and own.status in ("memory", "output_limit") else verdict.status
     return Outcome(status, own.stdout, own.stderr if own.status == "error" else verdict.stderr)
 
@@ -93,18 +92,24 @@ def run_tests(answer: str, tests: str, names: list[str], timeout: float = 5.0, m
 class _Program:
     """A program under way, behind `wall`."""
 
-    def __init__(self, wall: str, process: subprocess.Popen, stdout, stderr, report: int):
-        self.wall, self.process, self.stdout, self.stderr, self.report = wall, process, stdout, stderr, report
-        self.expired = False
+    def __init__(self, wall: str, process: subprocess.Popen, stdout, stderr, report: int, lifeline: int):
+        self.wall, self.process, self.stdout, self.stderr = wall, process, stdout, stderr
+        self.report, self.lifeline, self.expired = report, lifeline, False
 
     def outcome(self, timeout: float) -> Outcome:
         """What became of it, after `timeout` seconds at the latest. SandboxError where its walls could not be built."""
         deadline = threading.Timer(timeout, self.expire)  # Popen.wait would look only every 50 ms
+        deadline.daemon = True
         deadline.start()
-        code = self.process.wait()
-        deadline.cancel()
+        try:
+            code = self.process.wait()
+        finally:
+            deadline.cancel()
         self.kill_group()
-        failure = os.read(self.report, 4096)
+        try:
+            failure = os.read(self.report, 4096)
+        except BlockingIOError:  # nothing, and a process that was forked from this one meanwhile has the other end, too
+            failure = b""
         if failure:
             raise SandboxError(failure.decode("utf-8", "replace"))
         out, err = _read(self.stdout), _read(self.stderr)
@@ -122,10 +127,13 @@ class _Program:
     def expire(self) -> None:
         """In a namespace its launcher, which stands outside, ends it with all that it started; else its group is it."""
         self.expired = True
-        if self.wall == "namespaces":
-            self.process.terminate()
-        else:
+        if self.wall != "namespaces":
             self.kill_group()
+            return
+        try:
+            os.write(self.lifeline, b".")
+        except BrokenPipeError:  # it has just ended by itself
+            return
 
     def kill_group(self) -> None:
         try:
@@ -142,25 +150,27 @@ class _Program:
 @contextlib.contextmanager
 def _running(code: str, wall: str, timeout: float, memory_mb: int, pipes: tuple = ()) -> Iterator[_Program]:
     """A program in a fresh interpreter, ended when the block is left; pipes: descriptors that it has, too."""
-    report, reported = os.pipe()
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        raise SandboxError("SIGCHLD is ignored in this process: it would not learn how a program ended")
     limits = {"CORE": 0, "CPU": math.ceil(timeout) + 1, "FSIZE": OUTPUT_BYTES, "NOFILE": 64, "NPROC": 0}
     if sys.platform != "darwin":
         limits["AS"] = memory_mb << 20
     interpreter = {os.path.realpath(sys.executable + "/../.."), sys.prefix, sys.base_prefix}
-    with (
-        tempfile.TemporaryDirectory(prefix="nanochat_", ignore_cleanup_errors=True) as folder,
-        tempfile.TemporaryFile() as source,
-        tempfile.TemporaryFile() as stdout,
-        tempfile.TemporaryFile() as stderr,
-        open(report, "rb", buffering=0),
-    ):
-        source.write(code.encode("utf-8", "replace"))
-        source.seek(0)
-        config = {
-            "walls": wall, "folder": folder, "visible": sorted(interpreter, key=len), "limits": limits,
-            "pipes": pipes, "report": reported,
-        }  # fmt: skip
-        try:
+    text = code.encode("utf-8", "replace")
+    with _folder() as folder, _file() as source, _file() as stdout, _file() as stderr, contextlib.ExitStack() as ends:
+        (report, reported), (lifeline, lifeline_end) = os.pipe(), os.pipe()
+        ends.callback(os.close, report)
+        ends.callback(os.close, lifeline_end)
+        with contextlib.ExitStack() as its_ends:
+            its_ends.callback(os.close, reported)
+            its_ends.callback(os.close, lifeline)
+            os.set_blocking(report, False)
+            source.write(text)
+            source.seek(0)
+            config = {
+                "walls": wall, "folder": folder, "visible": sorted(interpreter, key=len), "limits": limits,
+                "filter": FILTERED, "pipes": pipes, "report": reported, "lifeline": lifeline, "parent": os.getpid(),
+            }  # fmt: skip
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(PARTS / "sandbox_launcher.py"), json.dumps(config)],
                 stdin=source,
@@ -168,16 +178,32 @@ def _running(code: str, wall: str, timeout: float, memory_mb: int, pipes: tuple 
                 stderr=stderr,
                 cwd=folder,
                 env={},
-                pass_fds=(reported, *pipes),
+                pass_fds=(reported, lifeline, *pipes),
                 start_new_session=True,  # so that its process group is its own, and can be killed whole
             )
-        finally:
-            os.close(reported)
-        program = _Program(wall, process, stdout, stderr, report)
+        program = _Program(wall, process, stdout, stderr, report, lifeline_end)
         try:
             yield program
         finally:
             program.end()
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[str]:
+    folder = tempfile.TemporaryDirectory(prefix="nanochat_", ignore_cleanup_errors=True)
+    try:
+        yield folder.name
+    finally:
+        try:
+            folder.cleanup()
+        except RecursionError:  # thousands of folders within each other
+            subprocess.run(["rm", "-rf", folder.name], check=False)
+
+
+def _file():
+    """On Linux a file in memory: of one on a disk a program may reserve space past its end, whatever its limit, or ask
+    for access that this process then cannot read by."""
+    return open(os.memfd_create("nanochat"), "w+b") if sys.platform == "linux" else tempfile.TemporaryFile()
 
 
 def _read(file) -> bytes:

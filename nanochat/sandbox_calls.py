@@ -5,6 +5,7 @@ another process. Only plain data crosses, so an answer can bring neither objects
 import builtins
 import json
 import sys
+import types
 
 
 def pack(value):
@@ -55,41 +56,45 @@ def allow_long_numbers():
 
 
 def answer_calls(source, incoming, outgoing):
-    """Run the answer, then its functions as they are called, until the tests are over."""
+    """Run the answer as a module, then its functions as they are called, until the tests are over."""
     allow_long_numbers()
-    namespace = {"__name__": "__main__"}
-    exec(compile(source, "answer", "exec"), namespace)
+    module = sys.modules["answer"] = types.ModuleType("answer")
+    exec(compile(source, "answer", "exec"), module.__dict__)
     with open(incoming, encoding="ascii") as calls, open(outgoing, "w", encoding="ascii") as values:
         for line in calls:
             name, args, kwargs = unpack(json.loads(line))
             try:
-                reply = {"value": pack(namespace[name](*args, **kwargs))}
+                reply = {"value": pack(getattr(module, name)(*args, **kwargs))}
             except Exception as error:  # an answer may raise what it likes: it is for the tests to judge
-                reply = {"error": [type(error).__name__, str(error)]}
+                reply = {"error": [kind.__name__ for kind in type(error).__mro__], "said": str(error)}
             send(values, reply)
 
 
-def functions_of_the_answer(names, incoming, outgoing):
-    """Functions of these names, which run in the answer's process."""
+def test_answer(tests, name, incoming, outgoing):
+    """Run the tests, for which the function of this name runs in the answer's process."""
     allow_long_numbers()
     values, calls = open(incoming, encoding="ascii"), open(outgoing, "w", encoding="ascii")
 
-    def function(name):
-        def call(*args, **kwargs):
-            try:
-                send(calls, pack([name, args, kwargs]))
-                line = values.readline()
-            except BrokenPipeError:
-                line = ""
-            if not line:
-                raise SystemExit("the answer's program ended before the tests did")
-            reply = json.loads(line)
-            if "error" in reply:
-                kind, text = reply["error"]
-                kind = getattr(builtins, kind, Exception)
-                raise (kind if isinstance(kind, type) and issubclass(kind, Exception) else Exception)(text)
-            return unpack(reply["value"])
+    def function(*args, **kwargs):
+        try:
+            send(calls, pack([name, args, kwargs]))
+            line = values.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise SystemExit("the answer's program ended before the tests did")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise error_of(reply["error"])(reply["said"])
+        return unpack(reply["value"])
 
-        return call
+    exec(compile(tests, "tests", "exec"), {"__name__": "tests", name: function})
 
-    return {name: function(name) for name in names}
+
+def error_of(names):
+    """The kind of error that stands first among these bases, of those that take any text and end nothing."""
+    for name in names:
+        kind = getattr(builtins, name, None)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            return kind if not issubclass(kind, (StopIteration, StopAsyncIteration, UnicodeError)) else RuntimeError
+    return Exception

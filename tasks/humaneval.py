@@ -1,5 +1,6 @@
 """HumanEval (arXiv 2107.03374): write the body of a Python function; its tests decide."""
 
+import ast
 import re
 
 from nanochat.dataset import hub_rows
@@ -7,8 +8,7 @@ from nanochat.sandbox import run_tests, walls
 from tasks.common import Task, check_index, row_check, shuffled
 
 SOURCE = ("openai/openai_humaneval", "openai_humaneval", "test")
-FENCED = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL)
-FUNCTION = re.compile(r"^def (\w+)", re.MULTILINE)
+FENCED = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
 SECONDS, MEMORY_MB = 5.0, 256
 
 
@@ -20,7 +20,7 @@ class HumanEval(Task):
     def __init__(self):
         walls()  # what this machine does not keep off is said before the first verdict
         names = ("prompt", "canonical_solution", "test", "entry_point")
-        self.rows = shuffled(hub_rows(*SOURCE, row_check(dict.fromkeys(names, str))))
+        self.rows = shuffled(hub_rows(*SOURCE, row_check(dict.fromkeys(names, str), wrong_prompt)))
 
     def __len__(self):
         return len(self.rows)
@@ -40,11 +40,10 @@ class HumanEval(Task):
         return self.verdict(conversation, answer) == "right"
 
     def verdict(self, conversation, answer):
-        prompt = conversation["messages"][0]["content"]
+        prompt, name = conversation["messages"][0]["content"], conversation["entry_point"]
         imports = "\n".join(leading_imports(prompt))
-        tests = f"{imports}\n{conversation['test']}\ncheck({conversation['entry_point']})"
-        functions = [conversation["entry_point"], *FUNCTION.findall(prompt)]  # tests call the prompt's helpers, too
-        outcome = run_tests(f"{imports}\n{code_of(answer)}", tests, functions, timeout=SECONDS, memory_mb=MEMORY_MB)
+        tests = f"{helpers(prompt, name)}\n{conversation['test']}\ncheck({name})"
+        outcome = run_tests(f"{imports}\n{code_of(answer)}", tests, name, timeout=SECONDS, memory_mb=MEMORY_MB)
         if outcome.status == "ok":
             return "right"
         what = outcome.stderr.strip().rpartition("\n")[2][:200] if outcome.status == "error" else outcome.status
@@ -60,6 +59,20 @@ def leading_imports(prompt):
         elif line.strip() and not line.startswith("#"):
             break
     return imports
+
+
+def helpers(prompt, entry_point):
+    """What the prompt defines besides the function asked for: imports, and functions that tests call. They are the
+    prompt's own, so that no answer can bring others."""
+    tree = ast.parse(prompt + "    pass\n")
+    return ast.unparse([part for part in tree.body if getattr(part, "name", None) != entry_point])
+
+
+def wrong_prompt(row):
+    try:
+        helpers(row["prompt"], row["entry_point"])
+    except SyntaxError as error:
+        return f"expected a prompt that is the beginning of a Python function, got {row['prompt'][:60]!r} ({error})"
 
 
 def code_of(answer):

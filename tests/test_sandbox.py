@@ -1,9 +1,14 @@
 """What becomes of programs that a model wrote."""
 
 import os
+import re
+import signal
+import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -76,9 +81,9 @@ def test_weaker_walls_come_to_the_same_verdicts(wall):
     assert run_python("while True: pass", timeout=1.0).status == "timeout"
     assert run_python("while True: print('x' * 1000)").status == "output_limit"
     assert run_python("import os; print(len(os.environ))").stdout == "1\n"  # LC_CTYPE is Python's own
-    assert run_tests("def f(x): return x + 1", "assert f(1) == 2", ["f"]).status == "ok"
-    assert run_tests("def f(x): return x", "assert f(1) == 2", ["f"]).status == "error"
-    assert run_tests("def f(x):\n    while True: pass", "assert f(1) == 2", ["f"], timeout=1.0).status == "timeout"
+    assert run_tests("def f(x): return x + 1", "assert f(1) == 2", "f").status == "ok"
+    assert run_tests("def f(x): return x", "assert f(1) == 2", "f").status == "error"
+    assert run_tests("def f(x):\n    while True: pass", "assert f(1) == 2", "f", timeout=1.0).status == "timeout"
 
 
 def test_where_no_strong_walls_can_be_built_the_next_are_and_a_line_says_so(monkeypatch, capsys):
@@ -93,7 +98,7 @@ def test_where_no_strong_walls_can_be_built_the_next_are_and_a_line_says_so(monk
     assert [sandbox.walls(), sandbox.walls()] == ["limits"] * 2
     sandbox.walls.cache_clear()
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and "NOT kept off: the network" in said[0] and "not permitted" in said[0]
+    assert len(said) == 1 and "NOT kept off" in said[0] and "not permitted" in said[0]
 
 
 # --- an answer and its tests
@@ -109,22 +114,116 @@ def test_where_no_strong_walls_can_be_built_the_next_are_and_a_line_says_so(monk
 )  # fmt: skip
 def test_plain_data_cross_unchanged_both_ways(value):
     tests = f"x = {value}\ny = f(x, key=x)\nassert y == x and type(y) is type(x) and repr(y) == repr(x), y"
-    assert run_tests("def f(x, key):\n    assert x == key\n    return x", tests, ["f"], 20.0).stderr == ""
+    assert run_tests("def f(x, key):\n    assert x == key\n    return x", tests, "f", 20.0).stderr == ""
 
 
-def test_what_an_answer_raises_reaches_its_tests_and_what_it_prints_is_kept():
-    answer = "def f(x):\n    print('tried', x)\n    raise KeyError(x)"
-    tests = "try:\n    f(3)\nexcept KeyError as error:\n    assert error.args == ('3',)\nelse:\n    assert False"
-    outcome = run_tests(answer, tests, ["f"], 20.0)
-    assert (outcome.status, outcome.stdout) == ("ok", "tried 3\n")
+@pytest.mark.parametrize(
+    "raised, seen",
+    [
+        ("KeyError(3)", "KeyError"), ("type('Mine', (ValueError,), {})('x')", "ValueError"),
+        ("type('Own', (Exception,), {})('x')", "Exception"), ("StopIteration", "RuntimeError"),
+        ("UnicodeDecodeError('utf-8', b'x', 0, 1, 'y')", "RuntimeError"),
+    ],
+)  # fmt: skip
+def test_what_an_answer_raises_reaches_its_tests_and_what_it_prints_is_kept(raised, seen):
+    answer = f"def f(x):\n    print('tried', x)\n    raise {raised}"
+    tests = f"try:\n    f(3)\nexcept Exception as error:\n    assert type(error) is {seen}\nelse:\n    assert False"
+    outcome = run_tests(answer, tests, "f", 20.0)
+    assert (outcome.status, outcome.stdout, outcome.stderr) == ("ok", "tried 3\n", "")
 
 
 def test_what_an_answer_gives_piece_by_piece_arrives_so():
-    tests = "assert tuple(f(3)) == (0, 1, 4)\nassert sum(g(3)) == 3 and g(3) == range(3)\nassert sorted(h()) == ['a']"
-    answer = "def f(n): return (i * i for i in range(n))\ndef g(n): return range(n)\ndef h(): return {'a': 1}.keys()"
-    assert run_tests(answer, tests, ["f", "g", "h"], 20.0).status == "ok"
+    tests = "assert tuple(f(3)) == (0, 1, 4)\nassert f(range(3)) == range(3)\nassert next(f({}), 0) == 0"
+    answer = "def f(n): return (i * i for i in range(n)) if isinstance(n, int) else n if n else n.keys()"
+    assert run_tests(answer, tests, "f", 20.0).stderr == ""
 
 
-def test_helpers_of_an_answer_can_be_called_too():
-    answer = "def double(x): return 2 * x\ndef f(x): return double(x) + 1"
-    assert run_tests(answer, "assert f(double(2)) == 9", ["double", "f"], 20.0).status == "ok"
+@pytest.mark.parametrize("name", ["pack", "send", "list", "json", "isinstance"])
+def test_an_answer_may_be_called_like_anything_here(name):
+    answer = f"def {name}(x):\n    return [x + 1]\nif __name__ == '__main__':\n    raise SystemExit(1)"
+    assert run_tests(answer, f"assert {name}(1) == [2]", name, 20.0).stderr == ""
+
+
+def test_an_answer_is_a_module_as_dataclasses_want_it():
+    answer = """from __future__ import annotations
+from dataclasses import dataclass
+import typing
+@dataclass
+class A:
+    x: typing.ClassVar[int] = 1
+    y: int = 2
+def f():
+    return typing.get_type_hints(A)["y"] is int and A(3).y == 3
+"""
+    assert run_tests(answer, "assert f()", "f", 20.0).stderr == ""
+
+
+# --- what happens to the process that runs them
+
+
+def test_many_at_a_time_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    descriptors = len(os.listdir("/dev/fd"))
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = list(pool.map(lambda i: run_python(f"print({i})", timeout=30.0), range(40)))
+        assert [outcome.stdout for outcome in outcomes] == [f"{i}\n" for i in range(40)]
+        assert [run_tests("def f(): return 1", "assert f() == 1", "f", 30.0).status for _ in range(4)] == ["ok"] * 4
+    with pytest.raises(AttributeError):
+        run_python(b"1")
+    assert len(os.listdir("/dev/fd")) == descriptors
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("seconds", [0.0001, 0.005, 0.02, 0.05])
+def test_a_deadline_may_fall_at_any_moment(seconds):
+    assert run_python("import time; time.sleep(1000)", timeout=seconds).status == "timeout"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's death")
+@pytest.mark.parametrize("delay", [0.01, 0.03, 0.3])
+def test_programs_die_with_a_parent_that_is_killed(delay, tmp_path):
+    before = programs()
+    code = "import os, sys; sys.path[:0] = [sys.argv[1]]; from nanochat import sandbox; sandbox.walls()\n"
+    code += "print('ready', flush=True); sandbox.run_python('import time; time.sleep(1000)', timeout=900.0)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(Path(sandbox.__file__).parents[1])], stdout=subprocess.PIPE
+    )
+    assert parent.stdout.readline() == b"ready\n"
+    time.sleep(delay)
+    parent.kill()
+    parent.wait()
+    ends = time.monotonic() + 20
+    while left := programs() - before:
+        assert time.monotonic() < ends, left
+        time.sleep(0.05)
+
+
+def programs():
+    """Ids of the processes of sandboxes, launchers and programs."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (entry / "cmdline").read_bytes()
+        except OSError:  # it ended while we looked
+            line = b""
+        if line.split(b"\0")[1:3] == [b"-I", b"-"] or b"sandbox_launcher.py" in line:
+            found.add(entry.name)
+    return found
+
+
+def test_a_parent_that_ignores_its_children_is_told(monkeypatch):
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with pytest.raises(sandbox.SandboxError, match="SIGCHLD"):
+            run_python("1/0")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.skipif(not Path("/usr/include/asm-generic/unistd.h").is_file(), reason="no kernel headers here")
+def test_the_numbers_of_refused_system_calls_are_those_of_the_kernel():
+    from nanochat.sandbox_launcher import REFUSED
+
+    text = Path("/usr/include/asm-generic/unistd.h").read_text()
+    numbers = {name: int(number) for name, number in re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", text)}
+    assert {name: number for name, (_, number) in REFUSED.items() if number is not None}.items() <= numbers.items()

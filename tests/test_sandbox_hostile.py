@@ -49,7 +49,7 @@ ANYWHERE = {
         "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass", "timeout"
     ),
     "kills its group": ("import os, signal; os.killpg(0, signal.SIGKILL)", "ok error"),
-    "stops itself": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "ok timeout"),
+    "stops itself": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "ok timeout error"),
     "raises its limits": (
         "import resource\nfor name in ('AS', 'CPU', 'FSIZE', 'NPROC', 'NOFILE'):\n"
         "    resource.setrlimit(getattr(resource, 'RLIMIT_' + name), (-1, -1))",
@@ -60,6 +60,11 @@ ANYWHERE = {
     "exits oddly": ("import os; os._exit(77)", "error"),
     "recursion": ("f = lambda: f()\nf()", "error"),
     "recursion in C": ("import sys; sys.setrecursionlimit(10**9)\nx = ()\nfor _ in range(10**6): x = (x,)\nrepr(x)", "error memory ok"),
+    "stops its group": ("import os, signal, time\nos.kill(0, signal.SIGSTOP)\ntime.sleep(1000)", "timeout error"),
+    "outlives its launcher": (
+        LIBC + "import os, signal, time\nlibc.prctl(1, 0, 0, 0, 0)\n"
+        "try: os.kill(0, signal.SIGKILL)\nexcept OSError: pass\nos.setsid()\ntime.sleep(1000)", "timeout error",
+    ),
     # memory
     "one large block": ("x = bytearray(1 << 34)", "memory"),
     "many small blocks": ("x = []\nwhile True: x.append(bytes(100000))", "memory"),
@@ -73,7 +78,13 @@ ANYWHERE = {
     "a large file in pieces": ("f = open('big', 'wb', 0)\nfor _ in range(1 << 16): f.write(b'x' * 65536)", "error"),
     "a file of holes": ("open('big', 'wb').truncate(1 << 40)", "error"),
     "open files": ("x = [open('a', 'w') for _ in range(10**5)]", "error"),
+    "space past the end of its output": (LIBC + "assert libc.fallocate(1, 1, 0, ctypes.c_long(3 << 30)) == -1", "ok"),
+    "folders within each other": ("import os\nfor _ in range(3000):\n    os.mkdir('a')\n    os.chdir('a')", "ok error"),
     # output
+    "direct output": (
+        "import fcntl, os\nprint(1, flush=True)\nfcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_DIRECT)",
+        "ok error",
+    ),
     "endless output": ("while True: print('x' * 1000)", "output_limit"),
     "endless errors": ("import sys\nwhile True: sys.stderr.write('x' * 1000)", "output_limit"),
     "endless output, caught": (
@@ -83,7 +94,7 @@ ANYWHERE = {
     "a hole in the output": ("import os; os.lseek(1, 1 << 40, 0); os.write(1, b'x')", "error"),
     "bytes that are no text": ("import os; os.write(1, bytes(range(256)) * 10)", "ok"),
     # source that is none
-    "a null byte": ("x = 1\0", "error"),
+    "a null byte": ("x = 1\0", "error ok"),
     "deep nesting": ("(" * 5000 + ")" * 5000, "error memory"),
     "a lone surrogate": ("print('\ud800')", "ok"),
     "not Python": ("```python\nprint(1)\n```", "error"),
@@ -101,7 +112,7 @@ ONLY_IN_NAMESPACES = {
     "a shell": ("import os; assert os.system('echo hi')", "ok error"),
     "a subprocess": ("import subprocess; subprocess.run(['/bin/sh', '-c', ':(){{ :|:& }};:'])", "error"),
     "a daemon": ("import os\nif os.fork() == 0:\n    os.setsid()\n    while True: pass", "error"),
-    "a new session": (LIBC + "import os\nos.setsid()\nlibc.prctl(1, 0, 0, 0, 0)\nwhile True: pass", "timeout"),
+    "a new session": (LIBC + "import os\nos.setsid()\nlibc.prctl(1, 0, 0, 0, 0)\nwhile True: pass", "timeout error"),
     "multiprocessing": ("import multiprocessing as m\nm.Process(target=print).start()", "error"),
     # others' processes
     "signals to the parent": ("import os, signal\nos.kill({parent}, signal.SIGKILL)", "error"),
@@ -147,15 +158,24 @@ ONLY_IN_NAMESPACES = {
     "shared memory": (
         LIBC + "for _ in range(10**4):\n    assert libc.shmget(0, ctypes.c_size_t(1 << 27), 0o1600) != -1", "error"
     ),
+    "semaphores": (LIBC + "for _ in range(10**5):\n    assert libc.semget(0, 32000, 0o600) != -1", "error"),
+    "messages": (LIBC + "for _ in range(10**5):\n    assert libc.msgget(0, 0o600) != -1", "error"),
+    "shared memory of a new namespace": (
+        LIBC + "libc.unshare(0x18000000)\nfor _ in range(10**4):\n"
+        "    assert libc.shmget(0, ctypes.c_size_t(1 << 27), 0o1600) != -1", "error"
+    ),
+    "rings": (LIBC + "assert libc.syscall(425, 8, ctypes.create_string_buffer(256)) == -1", "ok"),
+    "keys": (LIBC + "assert libc.syscall(250 if ctypes.sizeof(ctypes.c_void_p) == 8 else 219, 0, -3, 1) == -1", "ok"),
     "the clock and the host's name": ("import time, socket\nsocket.sethostname('x')", "error"),
 }  # fmt: skip
 
-TESTS = "assert f(1) == 2\nassert f(41) == 42"
+TESTS = "assert all(map(lambda x: f(x) == x + 1, [1, 41]))\nassert f(1) == 2"
 # Answers to "write f(x), which adds one", none of which does.
 TAMPERING = {
     "leaves with 0": "import os\nos._exit(0)",
     "leaves when called": "import os\ndef f(x): os._exit(0)",
     "exits": "raise SystemExit(0)",
+    "ends the loop over it": "def f(x): raise StopIteration",
     "exits when called": "def f(x): raise SystemExit(0)",
     "equal to everything": "class E:\n    def __eq__(self, other): return True\ndef f(x): return E()",
     "a number equal to everything": "class E(int):\n    def __eq__(self, other): return True\ndef f(x): return E(0)",
@@ -246,7 +266,7 @@ def judged():
     with ThreadPoolExecutor(4) as pool:
         answers = {"honest": "def f(x): return x + 1"} | TAMPERING
         return dict(
-            zip(answers, pool.map(lambda a: sandbox.run_tests(a, TESTS, ["f"], 2.0), answers.values()), strict=True)
+            zip(answers, pool.map(lambda a: sandbox.run_tests(a, TESTS, "f", 2.0), answers.values()), strict=True)
         )
 
 

@@ -154,6 +154,25 @@ def test_humaneval_says_why_an_answer_is_wrong(serve):
     assert task.verdict(task[0], "def root(x) return 3") == "wrong: SyntaxError: expected ':'"
 
 
+FORGED = "def helper(x):\n    return 0\n\ndef solve(x):\n    return 0\n"
+
+
+def test_humaneval_tests_call_the_prompts_helpers_not_the_answers(serve):
+    prompt = 'import math\n\ndef helper(x):\n    return math.floor(x) + 1\n\ndef solve(x):\n    """The inverse."""\n'
+    test = "def check(candidate):\n    assert all(helper(candidate(n)) == n for n in range(3))\n"
+    row = {"prompt": prompt, "canonical_solution": "    return x - 1\n", "test": test, "entry_point": "solve"}
+    serve("openai/openai_humaneval", "openai_humaneval", "test", [HUMANEVAL_ROW | row])
+    task = humaneval.HumanEval()
+    assert task.verdict(task[0], task[0]["messages"][1]["content"]) == "right"
+    assert task.verdict(task[0], FORGED) == "wrong: AssertionError"
+    assert task.verdict(task[0], "def solve(x): return x - 1") == "right"
+
+
+@pytest.mark.parametrize("fence", ["```python\n{}```", "```Python3\r\n{}```", "```\n{}```", "```py\n{}", "{}"])
+def test_the_code_of_an_answer_is_found(fence):
+    assert humaneval.code_of(fence.format("x = 1\n")) == "x = 1\n"
+
+
 def test_humaneval_takes_only_the_leading_imports_of_the_prompt():
     assert humaneval.leading_imports(HUMANEVAL_ROW["prompt"]) == ["from math import sqrt", "import re"]
     assert humaneval.leading_imports("import re\ndef f(): pass\nimport os\n") == ["import re"]
