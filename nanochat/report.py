@@ -309,7 +309,7 @@ def problems(path: Path) -> str:
             shown.setdefault((problem["task"], bool(problem["correct"])), problem)
     parts = []
     for (task, correct), problem in shown.items():
-        answers = "\n".join(problem["answers"]) or "(nothing)"
+        answers = "\n".join(problem.get("said", problem["answers"])) or "(nothing)"
         parts.append(
             f"**{task}**, {'right' if correct else 'wrong'}\n\n{verbatim(problem['prompt'])}\n\nanswer:\n\n"
             f"{verbatim(answers)}\n\nexpected:\n\n{verbatim(problem['expected'])}"
