@@ -277,10 +277,10 @@ class GPT(nn.Module):
 
     def smear(self, x: torch.Tensor, idx: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
         """Mix a gated share of the previous token into each; the first of a row has none."""
+        before = x[:, :-1] if cache is None else norm(self.transformer.wte(cache.before(idx)).to(self.dtype))
         gate = self.smear_lambda[0] * torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
         if cache is None:
-            return torch.cat([x[:, :1], x[:, 1:] + gate[:, 1:] * x[:, :-1]], dim=1)
-        before = norm(self.transformer.wte(cache.before(idx)).to(self.dtype))
+            return torch.cat([x[:, :1], x[:, 1:] + gate[:, 1:] * before], dim=1)
         return x + gate * before * (cache.positions > 0).unsqueeze(2)
 
     def rotary(self, idx: torch.Tensor, cache: "KVCache | None") -> tuple[torch.Tensor, torch.Tensor]:
