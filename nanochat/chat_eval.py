@@ -52,10 +52,9 @@ def evaluate_task(
         answered = write_answers(problems, model, tokenizer, batch_size, num_samples, sampling)
 
     progress = {"total": len(problems), "desc": task.name, "unit": "problem", "leave": False}
+    judges = ThreadPoolExecutor(torch.get_num_threads())  # a verdict on a program takes a process, and maybe seconds
     with (
-        ThreadPoolExecutor(
-            torch.get_num_threads()
-        ) as judges,  # a verdict on a program takes a process, and maybe seconds
+        judges,
         tqdm(**progress, disable=None if runtime.is_main else True) as bar,
     ):
         records = []

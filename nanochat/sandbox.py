@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from nanochat.sandbox_launcher import MACHINES
+
 OUTPUT_BYTES = 1 << 20  # of stdout, of stderr, and of any file that the program writes
 PARTS = Path(__file__).parent
 LIMITS = "limits on time, memory, file size, open files and processes"
-FILTERED = sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64")  # some system calls are refused
+FILTERED = sys.platform == "linux" and os.uname().machine in MACHINES  # some system calls are refused
 REST = "" if FILTERED else "the network, "
 WALLS = {  # from the strongest: name -> what holds
     "namespaces": f"no network, no files but Python's own and a small folder, no other processes, {LIMITS}",

@@ -1,4 +1,4 @@
-"""Run by sandbox.py in a fresh interpreter, never imported: builds the walls around a program, then becomes it.
+"""Run by sandbox.py in a fresh interpreter: builds the walls around a program, then becomes it.
 
 Its one argument is JSON: `walls` (see sandbox.WALLS), `folder` (empty, the program's own), `visible` (folders of the
 interpreter), `limits` (by name of resource), `filter` (whether to refuse system calls), `pipes` (descriptors that the

@@ -18,7 +18,7 @@ FOLDERS = ("nanochat", "tasks", "scripts")
 FLOORS = (
     ("__init__", "paths", "runtime"),
     ("schedules", "tokenizer", "attention_blocked", "attention_flash", "attention", "compilation", "fp8", "losses",
-     "optim", "calculator", "sandbox", "sandbox_calls", "sandbox_launcher", "download", "corpora", "tinyworld_tables",
+     "optim", "calculator", "sandbox_calls", "sandbox_launcher", "sandbox", "download", "corpora", "tinyworld_tables",
      "tinyworld_facts"),
     ("chat", "dataset", "tinyworld_text", "tinyworld_skills", "tinyworld_documents", "tinyworld_bundle", "tinyworld",
      "gpt"),
