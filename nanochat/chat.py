@@ -5,6 +5,7 @@ text, python or python_output. A leading system message is merged into the first
 """
 
 import codecs
+from collections.abc import Sequence
 
 from nanochat.calculator import calculator
 from nanochat.tokenizer import Tokenizer
@@ -73,33 +74,25 @@ def prompt(tokenizer: Tokenizer, conversation: dict) -> list[int]:
     return render(tokenizer, {"messages": messages})[0] + [tokenizer.special["<|assistant_start|>"]]
 
 
-def fit_prompt(tokenizer: Tokenizer, messages: list[dict], limit: int) -> tuple[list[int], int]:
-    """A prompt of at most `limit` ids: the beginning mark and the newest turns. Returns (ids, messages dropped).
+def fit(tokenizer: Tokenizer, ids: list[int], limit: int) -> tuple[list[int], int]:
+    """A prompt in at most `limit` ids: its beginning mark and its newest turns. Returns (ids, messages dropped).
 
-    When the last message alone is too long, its own end is kept, and it counts as dropped too.
+    When the last turn alone is too long, its own end is kept, after its mark, and it counts as dropped too; so does
+    text that has no turns.
     """
-    messages = check_messages(messages)
-    if not messages or messages[-1]["role"] != "user":
-        raise ConversationError("there is no user message to answer")
+    if len(ids) <= limit:
+        return ids, 0
     if limit < 3:
         raise ConversationError(f"a prompt needs room for at least 3 tokens, there are {limit}")
-    end = [tokenizer.special["<|assistant_start|>"]]
-    room = limit - 1 - len(end)
-    kept: list[int] = []
-    for first in reversed(range(0, len(messages), 2)):  # a turn: what the user said and the answer
-        turn = [
-            token
-            for message in messages[first : first + 2]
-            for tokens, _ in _render_message(tokenizer, message)
-            for token in tokens
-        ]
-        if len(kept) + len(turn) > room:
-            if not kept:
-                kept = turn[:1] + turn[len(turn) - (room - 1) :]
-                return [tokenizer.bos, *kept, *end], first + 1
-            return [tokenizer.bos, *kept, *end], first + 2
-        kept = turn + kept
-    return [tokenizer.bos, *kept, *end], 0
+    user, assistant = tokenizer.special["<|user_start|>"], tokenizer.special["<|assistant_start|>"]
+    turns = [i for i, id in enumerate(ids) if id == user]
+    begin = ids[:1] if ids[0] == tokenizer.bos else []
+    for start in turns:
+        if len(begin) + len(ids) - start <= limit:
+            return begin + ids[start:], sum(id in (user, assistant) for id in ids[:start])
+    begin += ids[turns[-1] : turns[-1] + 1] if turns else []
+    messages = sum(id in (user, assistant) for id in ids[: turns[-1] + 1]) if turns else 1
+    return begin + ids[len(ids) - limit + len(begin) :], messages
 
 
 class ToolUse:
@@ -125,13 +118,18 @@ class ToolUse:
 
 
 class TextStream:
-    """Tokens in, text out: never half a character, never a special token, nothing of a tool call or its output."""
+    """Tokens in, text out: never half a character, never a special token, nothing of a tool call or its output.
 
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer = tokenizer
+    stop: texts, none of them empty, of which the first to come ends it: `stopped` is true then, and neither that text
+    nor anything after it is shown. What may be the beginning of one is held back.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
+        self.tokenizer, self.stop = tokenizer, stop
         self.names = {token: name for name, token in tokenizer.special.items()}
         self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.inside_tool = False
+        self.inside_tool = self.stopped = False
+        self.held = ""
 
     def push(self, token: int) -> str:
         name = self.names.get(token)
@@ -141,11 +139,28 @@ class TextStream:
             elif name in ("<|python_end|>", "<|output_end|>"):
                 self.inside_tool = False
             return ""
-        return "" if self.inside_tool else self.decoder.decode(self.tokenizer.decode_bytes([token]))
+        return "" if self.inside_tool else self._show(self.decoder.decode(self.tokenizer.decode_bytes([token])))
 
     def flush(self) -> str:
-        """What was held back of a character that never ended."""
-        return self.decoder.decode(b"", final=True)
+        """What was held back: the beginning of a character that never ended, or of a text that would have stopped."""
+        shown = self._show(self.decoder.decode(b"", final=True)) + self.held
+        self.held = ""
+        return shown
+
+    def _show(self, text: str) -> str:
+        if not self.stop or self.stopped:
+            return "" if self.stopped else text
+        text = self.held + text
+        ends = [text.find(stop) for stop in self.stop]
+        self.stopped = max(ends) >= 0
+        if self.stopped:
+            self.held = ""
+            return text[: min(end for end in ends if end >= 0)]
+        begun = min(len(text), max(map(len, self.stop)) - 1)
+        while begun and not any(stop.startswith(text[len(text) - begun :]) for stop in self.stop):
+            begun -= 1
+        self.held = text[len(text) - begun :]
+        return text[: len(text) - begun]
 
 
 def visible_text(tokenizer: Tokenizer, tokens: list[int]) -> str:

@@ -11,7 +11,7 @@ from math import comb
 import torch
 from tqdm import tqdm
 
-from nanochat import chat
+from nanochat import chat, decoding
 from nanochat.engine import Engine, Request
 from nanochat.scoring import batches
 
@@ -49,7 +49,8 @@ def evaluate_task(
         answered = choose_letters(problems, model, tokenizer, runtime.device, batch_size)
     else:
         sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
-        answered = write_answers(problems, model, tokenizer, batch_size, num_samples, sampling)
+        static = decoding.available(runtime)
+        answered = write_answers(problems, model, tokenizer, batch_size, num_samples, sampling, static)
 
     progress = {"total": len(problems), "desc": task.name, "unit": "problem", "leave": False}
     judges = ThreadPoolExecutor(torch.get_num_threads())  # a verdict on a program takes a process, and maybe seconds
@@ -147,7 +148,7 @@ def letter_token(tokenizer, letter: str) -> int:
 
 
 def write_answers(
-    problems: dict[int, dict], model, tokenizer, batch_size: int, num_samples: int, sampling: dict
+    problems: dict[int, dict], model, tokenizer, batch_size: int, num_samples: int, sampling: dict, static: bool
 ) -> Iterator[tuple[int, list[str], list[str]]]:
     """(index, answers, the same with their tool calls) of each problem as it is done; `batch_size` answers are in
     progress at a time.
@@ -156,7 +157,8 @@ def write_answers(
     """
     prompts = {i: chat.prompt(tokenizer, conversation) for i, conversation in problems.items()}
     longest = max(map(len, prompts.values()), default=0)
-    engine = Engine(model, tokenizer, max_rows=batch_size, max_length=longest + sampling["max_tokens"])
+    max_length = longest + sampling["max_tokens"]
+    engine = Engine(model, tokenizer, max_rows=batch_size, max_length=max_length, static=static)
     index_of, tokens_of = {}, {}  # by request id
     for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # neighbours of like length: little padding
         for sample in range(num_samples):  # noise is drawn from the seed, so it names the problem and the sample

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from nanochat import attention, fp8, runtime
 from nanochat.compilation import compile_function, compiled
-from nanochat.gpt import GPT, GPTConfig, KVCache
+from nanochat.decoding import Decoder, inference_copy
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.kv_cache import KVCache, Pass
 from nanochat.losses import cross_entropy
 from nanochat.memory import DeviceBatch
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
@@ -21,6 +23,8 @@ from nanochat.training_step import optimizer_step
 def check_names(machine: Runtime) -> list[str]:
     backends = attention.available_backends(machine.device, machine.dtype, head_dim=128)
     names = ["rates", *backends, "loss", "optimizer", "decoding"]
+    if machine.device.type == "cuda":
+        names.append("graphs")
     if not missing_compiler(machine.device):
         names.append("compile")
     if fp8.available(Runtime(machine.device, machine.dtype)):
@@ -201,12 +205,31 @@ def check_decoding(machine):
     with torch.no_grad():
         right = exact(idx[:, :64])
         cache = KVCache(model.config, 2, 64, machine.dtype, machine.device)
-        found, idx = [], idx.to(machine.device)
+        found = []
         for begin, end in ((0, 40), (40, 41), (41, 42), (42, 64)):
-            cache.begin(slice(0, 2), end - begin)
-            found.append(model(idx[:, begin:end], cache=cache))
-            cache.advance(idx[:, begin:end])
+            reading = Pass(cache, [(row, idx[row, begin:end].tolist()) for row in range(2)])
+            found.append(model(reading.idx, cache=reading).view(2, end - begin, -1))
+            reading.end()
     return {"error": error(torch.cat(found, dim=1), right), "tolerance": 2 * tolerance(machine)}
+
+
+def check_graphs(machine):
+    """Logits of single tokens from the decoder of fixed shapes, recorded on GPUs, in rows of different lengths; then
+    the time of a step."""
+    exact, model, idx = twins(machine)
+    with torch.no_grad():
+        right = exact(idx[:, :64])
+        cache = KVCache(model.config, 9, 64, machine.dtype, machine.device)
+        decoder, begun, found = Decoder(inference_copy(model), cache), (40, 50), []
+        reading = Pass(cache, [(row, idx[row, :end].tolist()) for row, end in enumerate(begun)])
+        model.hidden(reading.idx, reading)
+        reading.end()
+        for t in range(14):
+            found.append(decoder([0, 1], [int(idx[row, end + t]) for row, end in enumerate(begun)]).cpu())
+        right = torch.stack([right[row, end : end + 14] for row, end in enumerate(begun)], dim=1)
+        cache.lengths[:] = 0
+        step = milliseconds(lambda: decoder([0], [1]), machine, repeats=3)
+    return {"error": error(torch.stack(found), right), "tolerance": 2 * tolerance(machine), "ms_step": round(step, 3)}
 
 
 def check_compile(machine):
@@ -270,6 +293,7 @@ CHECKS = {
     "loss": check_loss,
     "optimizer": check_optimizer,
     "decoding": check_decoding,
+    "graphs": check_graphs,
     "compile": check_compile,
     "fp8": check_fp8,
     "fp8_head": check_fp8_head,

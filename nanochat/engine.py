@@ -1,28 +1,40 @@
 """Generation: many requests at once, each with its own prompt, length and sampling; they join and leave at any step.
 
-Active requests lie in rows 0..n-1 of one cache. A step prefills what waits and fits, then feeds every active row one
-token: the one it sampled, or one that a tool forced. The noise of a sample is a function of (seed, position), so a
-request draws the same text alone and in company.
+A request gets a row of the cache and keeps it to its end. Each step feeds every row that is writing the token it chose
+last, or one that a tool forces on it, and reads some more of the prompts that came since: so long ones hold nobody up.
+What a row holds stays when its request is done: a prompt that begins as any row does is read from there on.
 """
 
+import math
+import sys
+from bisect import insort
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+import numpy as np
 import torch
 
 from nanochat import chat
-from nanochat.chat import ToolUse
-from nanochat.gpt import GPT, KVCache
+from nanochat.chat import TextStream, ToolUse
+from nanochat.decoding import Decoder, cast_again, inference_copy
+from nanochat.gpt import GPT
+from nanochat.kv_cache import KVCache, Pass
+from nanochat.runtime import free_memory
+from nanochat.sampling import Draw, grouped, log_probabilities, sample, uniform
 from nanochat.tokenizer import Tokenizer
 
-PREFILL_TOKENS = 8192  # prompt tokens, padding included, that one step takes in at most
+PREFILL = {"cpu": 512, "mps": 512, "cuda": 4096}  # tokens of prompts that a step reads at most
+WORTH_COPYING = 16  # tokens that two rows begin with
+CACHE_SHARE = 0.7  # of the memory that is free
 
 
 @dataclass
 class Request:
     """prompt: ids. temperature 0 is argmax; top_k 0 or None and top_p 1 leave all tokens in. max_tokens counts forced
-    tokens too."""
+    tokens too. stop: texts that end the answer and are not shown. logprobs: of the chosen token and of so many of the
+    likeliest, none by default."""
 
     prompt: list[int]
     max_tokens: int = 256
@@ -30,226 +42,290 @@ class Request:
     top_k: int | None = 50
     top_p: float = 1.0
     seed: int = 0
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None
 
 
-@dataclass
+@dataclass(slots=True)
 class Event:
-    """A token of request `id`, or its end: finish is "stop" (the model ended its turn) or "length"."""
+    """A token of request `id`, or its end: finish is "stop", by the end mark or a stop text, or "length".
+
+    text: what has become sure of the visible text, never half a character. end: the mark with which the model ended
+    its turn; it is no token of the answer. likeliest: (id, log-probability) of as many tokens as were asked for, the
+    likeliest first. dropped: in the first event, messages of the prompt for which there was no room.
+    """
 
     id: int
     token: int | None
     forced: bool = False
     finish: str | None = None
+    text: str = ""
+    end: int | None = None
+    logprob: float | None = None
+    likeliest: list[tuple[int, float]] | None = None
+    dropped: int = 0
 
 
 class Row:
     """One request under way."""
 
-    def __init__(self, id: int, request: Request, tokenizer: Tokenizer):
+    def __init__(self, id: int, request: Request, tokenizer: Tokenizer, max_length: int):
         self.id, self.request = id, request
-        self.tools = ToolUse(tokenizer)
+        room = max_length - min(request.max_tokens, max_length // 2)
+        self.prompt, self.dropped = chat.fit(tokenizer, request.prompt, room)
+        self.limit = min(request.max_tokens, max_length - len(self.prompt))
+        self.tools, self.text = ToolUse(tokenizer), TextStream(tokenizer, request.stop)
         self.forced: deque[int] = deque()
-        self.count = 0  # tokens emitted
-        self.token = -1  # the newest of them, not yet fed
+        self.count = 0  # tokens written
+        self.place: int | None = None  # its row of the cache
+        self.next: list[int] = []  # what the next pass feeds it
 
 
 class Engine:
-    """One thread owns it. max_rows: requests decoded together; max_length: prompt and answer (default: the model's
-    sequence length)."""
+    """One thread owns it.
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, max_rows: int = 64, max_length: int | None = None):
-        self.model, self.tokenizer = model, tokenizer
+    max_rows: requests under way together, fewer where memory is short; max_length: prompt and answer (default: the
+    model's sequence length). static: the decoder of fixed shapes, the default on CUDA; compiles: its blocks.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        max_rows: int = 64,
+        max_length: int | None = None,
+        static: bool | None = None,
+        compiles: bool = False,
+    ):
+        self.tokenizer = tokenizer
         self.max_rows, self.max_length = max_rows, max_length or model.config.sequence_len
-        self.ends = {tokenizer.special["<|assistant_end|>"], tokenizer.bos}
         self.device = model.lm_head.weight.device
-        self.cache: KVCache | None = None
-        self.rows: list[Row] = []
-        self.waiting: deque[Row] = deque()
+        self.static, self.compiles = self.device.type == "cuda" if static is None else static, compiles
+        self.source, self.model = model, inference_copy(model)
+        self.ends = {tokenizer.special["<|assistant_end|>"], tokenizer.bos}
+        self.cache: KVCache | None = None  # made at the first step
+        self.decoder: Decoder | None = None
+        self.waiting: dict[int, Row] = {}
+        self.reading: deque[Row] = deque()
+        self.writing: list[Row] = []
+        self.free: dict[int, None] = {}  # places, the longest unused first
+        self.opened: dict[int, deque[Event]] = {}  # events of streams that were not fetched yet
         self.next_id = 0
 
     @property
     def busy(self) -> bool:
-        return bool(self.rows or self.waiting)
+        return bool(self.waiting or self.reading or self.writing)
 
     def submit(self, request: Request) -> int:
-        """Queue a request; its id is in the events that step() returns."""
-        if not request.prompt:
-            raise ValueError("the prompt is empty")
-        if len(request.prompt) >= self.max_length:
-            raise ValueError(
-                f"the prompt has {len(request.prompt)} tokens, there is room for {self.max_length - 1}: "
-                "shorten it with chat.fit_prompt"
-            )
-        if request.max_tokens < 1:
-            raise ValueError(f"max_tokens is {request.max_tokens}; expected 1 or more")
+        """Queue a request; its id is in the events that step() returns. A prompt that leaves no room for the answer,
+        or for half of the context, loses its oldest turns."""
+        check(request, self.source.config.vocab_size)
         self.next_id += 1
-        self.waiting.append(Row(self.next_id, request, self.tokenizer))
+        self.waiting[self.next_id] = Row(self.next_id, request, self.tokenizer, self.max_length)
         return self.next_id
 
     def cancel(self, id: int) -> None:
-        """Drop a request, waiting or active; nothing more is heard of it."""
-        self.waiting = deque(row for row in self.waiting if row.id != id)
-        for i, row in enumerate(self.rows):
+        """Drop a request, waiting or active; nothing more is heard of it, and its row is free."""
+        self.waiting.pop(id, None)
+        for row in [*self.reading, *self.writing]:
             if row.id == id:
-                self._remove(i)
-                break
+                self._release(row)
 
-    @torch.no_grad()  # not inference_mode: rotary tables that grow here must still serve training
+    @torch.no_grad()  # not inference_mode: the weights may be those of a model in training
     def step(self) -> list[Event]:
-        """Let the waiting in, and move every active request one token on."""
+        """Let the waiting in, read on in their prompts, and move every active request one token on."""
         if self.cache is None:
-            self.cache = self._make_cache()
-        events: list[Event] = []
-        active = len(self.rows)
-        if active:
-            idx = torch.tensor([[row.token] for row in self.rows], device=self.device)
-            events += self._emit(0, self._forward(slice(0, active), idx))
-        logits = self._prefill(active)
-        if logits is not None:
-            events += self._emit(active, logits)
-        for i in reversed(range(len(self.rows))):
-            if self.rows[i].request is None:
-                self._remove(i)
-        return events
+            self._make_cache()
+        writing, reading = list(self.writing), self._read_on()
+        parts = [(writing, True), (reading, False)] if self.static else [(writing + reading, False)]
+        return [event for rows, static in parts if rows for event in self._advance(rows, static)]
 
     def generate(self, requests: list[Request]) -> list[list[int]]:
         """All answers, in the order of the requests: sampled and forced ids, without the end mark. Blocks."""
-        order = {self.submit(request): i for i, request in enumerate(requests)}
-        answers: list[list[int]] = [[] for _ in requests]
-        while self.busy:
-            for event in self.step():
-                if event.token is not None and event.id in order:
-                    answers[order[event.id]].append(event.token)
-        return answers
+        ids: list[int] = []
+        try:
+            for request in requests:
+                ids.append(self._open(request))
+            return [[event.token for event in self._events(id) if event.token is not None] for id in ids]
+        finally:
+            for id in ids:
+                self._close(id)
 
     def stream(self, request: Request) -> Iterator[Event]:
         """The events of one request as they come; leaving the loop early frees its row."""
-        id = self.submit(request)
-        finished = False
+        id = self._open(request)
         try:
-            while not finished:
-                for event in self.step():
-                    if event.id == id:
-                        finished = event.finish is not None
-                        yield event
+            yield from self._events(id)
         finally:
+            self._close(id)
+
+    def refresh(self) -> None:
+        """To be called when the model has learned more: nothing that was read before counts."""
+        if self.busy:
+            raise RuntimeError("the model cannot change while requests are under way")
+        cast_again(self.source, self.model)
+        if self.cache is not None:
+            self.cache.lengths[:] = 0
+
+    # -- streams
+
+    def _open(self, request: Request) -> int:
+        id = self.submit(request)
+        self.opened[id] = deque()
+        return id
+
+    def _events(self, id: int) -> Iterator[Event]:
+        inbox, finished = self.opened[id], False
+        while not finished and (inbox or self.busy):
+            while inbox and not finished:
+                event = inbox.popleft()
+                finished = event.finish is not None
+                yield event
             if not finished:
-                self.cancel(id)
+                for event in self.step():  # those of other streams wait for them
+                    if event.id in self.opened:
+                        self.opened[event.id].append(event)
 
-    def _make_cache(self) -> KVCache:
-        """As many rows as were asked for, or as fit into most of the GPU's free memory: further requests wait."""
+    def _close(self, id: int) -> None:
+        del self.opened[id]
+        self.cancel(id)
+
+    # -- places
+
+    def _make_cache(self) -> None:
+        """As many rows as were asked for, or as fit into most of the memory: further requests wait."""
         config, dtype = self.model.config, self.model.dtype
-        if self.device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(self.device)
-            fitting = int(0.7 * free) // KVCache.row_bytes(config, self.max_length, dtype)
-            self.max_rows = max(1, min(self.max_rows, fitting))
-        return KVCache(config, self.max_rows, self.max_length, dtype, self.device)
+        fitting = int(CACHE_SHARE * free_memory(self.device)) // KVCache.row_bytes(config, self.max_length, dtype)
+        self.max_rows = max(1, min(self.max_rows, fitting - self.static))
+        self.free = dict.fromkeys(range(self.max_rows))
+        self.cache = KVCache(config, self.max_rows + self.static, self.max_length, dtype, self.device)
+        if self.static:
+            self.decoder = Decoder(self.model, self.cache, self.compiles)
 
-    def _forward(self, rows: slice, idx: torch.Tensor, counts: list[int] | None = None) -> torch.Tensor:
-        """Feed idx (B, T) to some rows; the logits (B, vocab_size) after the last token of each."""
-        self.cache.begin(rows, idx.size(1))
-        x = self.model.hidden(idx, self.cache)
-        self.cache.advance(idx, counts)
-        last = torch.tensor(counts, device=self.device) - 1 if counts else -1
-        return self.model.logits(x[torch.arange(idx.size(0), device=self.device), last])
+    def _admit(self) -> None:
+        """Give the free places to the waiting, in their order. Whose prompt begins as one that is being read just now
+        waits until that can be copied."""
+        for row in list(islice(self.waiting.values(), len(self.free))):
+            prompt = np.array(row.prompt)
+            shared = self.cache.common_prefixes(prompt)
+            stored = np.minimum(shared, self.cache.lengths)[: self.max_rows]
+            soon = max((min(shared[other.place], len(other.prompt)) for other in self.reading), default=0)
+            if soon < stored.max() + WORTH_COPYING:
+                del self.waiting[row.id]
+                self._take_place(row, prompt, np.minimum(stored, len(prompt) - 1))
+                self.reading.append(row)
 
-    def _prefill(self, first: int) -> torch.Tensor | None:
-        """Admit waiting requests into the rows from `first` on, as many as fit; one pass for all their prompts. Equal
-        prompts side by side (samples of one question) are computed once and copied."""
-        prompts: list[list[int]] = []
-        sources: list[int] = []
-        while self.waiting and first + len(sources) < self.max_rows:
-            prompt = self.waiting[0].request.prompt
-            if not prompts or prompt != prompts[-1]:
-                if prompts and max(map(len, [*prompts, prompt])) * (len(prompts) + 1) > PREFILL_TOKENS:
-                    break
-                prompts.append(prompt)
-            sources.append(len(prompts) - 1)
-            self.rows.append(self.waiting.popleft())
-        if not sources:
-            return None
-        length = max(map(len, prompts))
-        idx = torch.tensor([prompt + [0] * (length - len(prompt)) for prompt in prompts], device=self.device)
-        self.cache.lengths[first : first + len(sources)] = [0] * len(sources)
-        logits = self._forward(slice(first, first + len(prompts)), idx, [len(prompt) for prompt in prompts])
-        for row in reversed(range(len(sources))):  # sources[row] <= row: from the end, nothing is overwritten too early
-            if sources[row] != row:
-                self.cache.copy_row(first + sources[row], first + row)
-        return logits[torch.tensor(sources, device=self.device)]
+    def _take_place(self, row: Row, prompt: np.ndarray, stored: np.ndarray) -> None:
+        """stored: how much of the prompt each place has. The last token is read in any case: what follows it is not
+        stored."""
+        free = np.zeros(self.max_rows, dtype=bool)
+        free[list(self.free)] = True
+        best, oldest = int((2 * stored + free).argmax()), next(iter(self.free))
+        goes_on = free[best] and 2 * stored[best] >= self.cache.lengths[best]  # else what it holds is worth keeping
+        row.place = best if goes_on else oldest
+        if stored[best] >= stored[row.place] + WORTH_COPYING:
+            self.cache.copy(best, row.place, int(stored[best]))
+        else:
+            self.cache.lengths[row.place] = stored[row.place]
+        self.cache.ids[row.place, : len(prompt)] = prompt
+        del self.free[row.place]
 
-    def _emit(self, first: int, logits: torch.Tensor) -> list[Event]:
-        """The next token of each row from `first` on, and what follows from it."""
-        rows = self.rows[first : first + logits.size(0)]
-        events = []
-        for i, (row, token) in enumerate(zip(rows, sample(logits, rows), strict=True)):
-            forced = bool(row.forced)
-            if forced:
-                token = row.forced.popleft()
-            elif token in self.ends:
-                events.append(Event(row.id, None, finish="stop"))
-                row.request = None
-                continue
-            row.token = token
-            row.count += 1
-            if not forced:
-                row.forced.extend(row.tools.push(token))
-            full = row.count >= row.request.max_tokens or self.cache.lengths[first + i] >= self.max_length
-            events.append(Event(row.id, token, forced, "length" if full else None))
-            if full:
-                row.request = None
+    def _release(self, row: Row) -> None:
+        (self.writing if row in self.writing else self.reading).remove(row)
+        self.free[row.place] = None
+
+    # -- steps
+
+    def _read_on(self) -> list[Row]:
+        """Whose prompts are read in this step, and what of them. Who is not done goes to the end."""
+        self._admit()
+        room, rows = PREFILL[self.device.type], []
+        while self.reading and room:
+            row = self.reading.popleft()
+            done = self.cache.lengths[row.place]
+            row.next = row.prompt[done : done + room]
+            room -= len(row.next)
+            rows.append(row)
+        self.reading.extend(rows)
+        return rows
+
+    def _advance(self, rows: list[Row], static: bool) -> list[Event]:
+        """Feed each row what it has next. Those that have all of their prompt choose a token."""
+        lengths = self.cache.lengths
+        chooses = [lengths[row.place] + len(row.next) >= len(row.prompt) for row in rows]
+        choosing = [row for row, does in zip(rows, chooses, strict=True) if does]
+        draws = [self._draw(i, row) for i, row in enumerate(choosing) if row.request.temperature > 0 and not row.forced]
+        groups = grouped(draws, self.model.config.vocab_size, self.device)
+        if static:
+            logits = self.decoder([row.place for row in rows], [row.next[0] for row in rows])
+        else:
+            reading = Pass(self.cache, [(row.place, row.next) for row in rows])
+            x = self.model.hidden(reading.idx, reading)
+            reading.end()
+            logits = self.model.logits(x[reading.stops[chooses] - 1, 0]) if choosing else None
+        return self._write(choosing, logits, groups) if choosing else []
+
+    def _draw(self, i: int, row: Row) -> Draw:
+        request = row.request
+        return Draw(i, request.temperature, request.top_k or 0, request.top_p, uniform(request.seed, row.count))
+
+    def _choose(self, rows: list[Row], logits: torch.Tensor, groups: list) -> list[int]:
+        return sample(logits, groups).tolist()
+
+    def _write(self, rows: list[Row], logits: torch.Tensor, groups: list) -> list[Event]:
+        """The next token of each row, logits (n, V), and what follows from it."""
+        forced = [bool(row.forced) for row in rows]
+        tokens = [
+            row.forced.popleft() if row.forced else token
+            for row, token in zip(rows, self._choose(rows, logits, groups), strict=True)
+        ]
+        events = [self._event(*of_row) for of_row in zip(rows, tokens, forced, strict=True)]
+        asked = [i for i, row in enumerate(rows) if row.request.logprobs is not None]
+        if asked:
+            most = max(rows[i].request.logprobs for i in asked)
+            found = log_probabilities(logits[asked], [tokens[i] for i in asked], most)
+            for i, (logprob, likeliest) in zip(asked, found, strict=True):
+                events[i].logprob, events[i].likeliest = logprob, likeliest[: rows[i].request.logprobs]
         return events
 
-    def _remove(self, i: int) -> None:
-        """Take row i out; the last row moves into its place, so that the active ones stay side by side."""
-        last = len(self.rows) - 1
-        if i != last:
-            self.cache.copy_row(last, i)
-            self.rows[i] = self.rows[last]
-        self.rows.pop()
+    def _event(self, row: Row, token: int, forced: bool) -> Event:
+        first = row.count == 0
+        if first:
+            self.reading.remove(row)
+            insort(self.writing, row, key=lambda row: row.place)  # neighbours are read together
+        event = Event(row.id, token, forced, dropped=row.dropped if first else 0)
+        if token in self.ends and not forced:
+            event.token, event.end, event.finish = None, token, "stop"
+        else:
+            row.count += 1
+            row.next = [token]
+            event.text = row.text.push(token)
+            if not forced:
+                row.forced.extend(row.tools.push(token))
+            if row.text.stopped:
+                event.finish = "stop"
+            elif row.count >= row.limit:
+                event.finish = "length"
+        if event.finish:
+            event.text += row.text.flush()
+            self._release(row)
+        return event
 
 
-def ask(model: GPT, tokenizer: Tokenizer, question: str, max_tokens: int = 256, temperature: float = 0.0) -> str:
-    """One question, one answer: the visible text."""
-    prompt = chat.prompt(tokenizer, {"messages": [{"role": "user", "content": question}]})
-    engine = Engine(model, tokenizer, max_rows=1, max_length=len(prompt) + max_tokens)
-    return chat.visible_text(tokenizer, engine.generate([Request(prompt, max_tokens, temperature)])[0])
-
-
-def sample(logits: torch.Tensor, rows: list[Row]) -> list[int]:
-    """One token for each row of logits (B, V): top-k, then temperature, softmax, top-p, and the inverse of the
-    cumulative distribution at the row's uniform number."""
-    tokens = logits.argmax(dim=-1).tolist()
-    drawn = [i for i, row in enumerate(rows) if row.request.temperature > 0 and not row.forced]
-    if not drawn:
-        return tokens
-    requests = [rows[i].request for i in drawn]
-    vocab_size = logits.size(-1)
-    counts = [min(request.top_k or vocab_size, vocab_size) for request in requests]
-    values, ids = logits[drawn].topk(max(counts), dim=-1)  # sorted, likeliest first
-
-    def column(numbers):
-        return torch.tensor(numbers, dtype=torch.float32, device=logits.device).unsqueeze(1)
-
-    rank = torch.arange(values.size(1), device=logits.device)
-    values = values.masked_fill(rank >= column(counts), float("-inf"))
-    probs = torch.softmax(values / column([request.temperature for request in requests]), dim=-1)
-    before = probs.cumsum(dim=-1) - probs
-    probs = probs.masked_fill((before >= column([request.top_p for request in requests])) & (rank > 0), 0.0)
-    cumulative = probs.cumsum(dim=-1)
-    noise = column([uniform(rows[i].request.seed, rows[i].count) for i in drawn])
-    choice = (cumulative <= noise * cumulative[:, -1:]).sum(dim=-1, keepdim=True)
-    choice = torch.minimum(choice, (probs > 0).sum(dim=-1, keepdim=True) - 1)
-    for i, token in zip(drawn, ids.gather(1, choice).squeeze(1).tolist(), strict=True):
-        tokens[i] = token
-    return tokens
-
-
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1) from a request's seed and a position (the SplitMix64 finalizer)."""
-    mask = (1 << 64) - 1
-    z = (seed * 0x9E3779B97F4A7C15 + position * 0xD1B54A32D192ED03 + 0x9E3779B97F4A7C15) & mask
-    for _ in range(2):
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        z ^= z >> 31
-    return (z >> 11) / (1 << 53)
+def check(request: Request, vocab_size: int) -> None:
+    """ValueError with what is wrong in a request."""
+    if not request.prompt:
+        raise ValueError("the prompt is empty")
+    for name, value, low, high in (
+        ("a token of the prompt", min(request.prompt), 0, vocab_size - 1),
+        ("a token of the prompt", max(request.prompt), 0, vocab_size - 1),
+        ("max_tokens", request.max_tokens, 1, math.inf),
+        ("temperature", request.temperature, 0, sys.float_info.max),
+        ("top_k", request.top_k or 0, 0, math.inf),
+        ("top_p", request.top_p, 0, 1),
+        ("logprobs", request.logprobs or 0, 0, vocab_size),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}; expected {low} to {high}")
+    if not all(request.stop):
+        raise ValueError("a text to stop at is empty")

@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from nanochat.attention import attend, attend_cached, choose_backend
+from nanochat.attention import attend, choose_backend
 from nanochat.losses import cross_entropy, softcapped_logits
 from nanochat.runtime import Runtime
 
@@ -137,8 +137,7 @@ class Attention(nn.Module):
             v = v + gate.unsqueeze(-1) * value_embedding.view_as(v)
         q = norm(rotate(q, cos, sin)) * QK_SCALE
         k = norm(rotate(k, cos, sin)) * QK_SCALE
-        keys, values, mask = (k, v, None) if cache is None else cache.extend(self.layer, self.window, k, v)
-        y = attend(q, k, v, self.window, backend) if mask is None else attend_cached(q, keys, values, mask)
+        y = (attend if cache is None else cache.attend)(q, k, v, self.window, backend)
         return self.c_proj(y.reshape(B, T, C))
 
 
@@ -258,10 +257,8 @@ class GPT(nn.Module):
         """x: (..., C), as hidden() gives it -> (..., vocab_size) float32."""
         return softcapped_logits(x, self.lm_head.weight, self.config.vocab_size, SOFTCAP)
 
-    def hidden(
-        self, idx: torch.Tensor, cache: "KVCache | None" = None, run_block: Callable = run_block
-    ) -> torch.Tensor:
-        """idx: (B, T) -> the normed last state (B, T, C). A cache is read and written, but not advanced."""
+    def hidden(self, idx: torch.Tensor, cache=None, run_block: Callable = run_block) -> torch.Tensor:
+        """idx: (B, T) -> the normed last state (B, T, C). cache: a pass over what was read before (kv_cache.Pass)."""
         cos, sin = self.rotary(idx, cache)
         x = norm(self.transformer.wte(idx).to(self.dtype))
         x = self.smear(x, idx, cache)
@@ -270,12 +267,13 @@ class GPT(nn.Module):
         for i, block in enumerate(self.transformer.h):
             key = str(i)
             value_embedding = self.value_embeds[key](idx).to(self.dtype) if key in self.value_embeds else None
-            x = run_block(block, x, x0, scales[i], value_embedding, cos, sin, self.attention_backend, cache)
+            layer = None if cache is None else cache.layer(i)
+            x = run_block(block, x, x0, scales[i], value_embedding, cos, sin, self.attention_backend, layer)
             if i == self.config.n_layer // 2:
                 x_mid = x
         return norm(x - self.backout_lambda[0] * x_mid)
 
-    def smear(self, x: torch.Tensor, idx: torch.Tensor, cache: "KVCache | None") -> torch.Tensor:
+    def smear(self, x: torch.Tensor, idx: torch.Tensor, cache=None) -> torch.Tensor:
         """Mix a gated share of the previous token into each; the first of a row has none."""
         before = x[:, :-1] if cache is None else norm(self.transformer.wte(cache.before(idx)).to(self.dtype))
         gate = self.smear_lambda[0] * torch.sigmoid(self.smear_gate(x[..., :SMEAR_CHANNELS]))
@@ -283,10 +281,10 @@ class GPT(nn.Module):
             return torch.cat([x[:, :1], x[:, 1:] + gate[:, 1:] * before], dim=1)
         return x + gate * before * (cache.positions > 0).unsqueeze(2)
 
-    def rotary(self, idx: torch.Tensor, cache: "KVCache | None") -> tuple[torch.Tensor, torch.Tensor]:
+    def rotary(self, idx: torch.Tensor, cache=None) -> tuple[torch.Tensor, torch.Tensor]:
         """cos and sin at the positions of idx, (1 or B, T, 1, D/2). The tables grow on demand."""
         T = idx.size(1)
-        needed = T if cache is None else cache.end
+        needed = T if cache is None else cache.longest
         if self._rotary is None or self._rotary[0].size(1) < needed or self._rotary[0].device != idx.device:
             length = max(needed, 10 * self.config.sequence_len)  # a new length would compile a compiled model anew
             length = 1 << (length - 1).bit_length()
@@ -331,75 +329,3 @@ def build_model(config: GPTConfig, runtime: Runtime, seed: int | None = 42) -> G
     else:
         model.init_weights(seed)
     return model
-
-
-class KVCache:
-    """Keys and values of B rows, each with its own length, full length in every layer.
-
-    A forward pass over idx (rows, T) is: begin(rows, T), model.hidden(idx, cache), advance(idx, counts). Shortening
-    a row is setting its length; nothing else is kept but the id before it (for smear).
-    """
-
-    def __init__(self, config: GPTConfig, max_rows: int, max_length: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.n_layer, max_rows, config.n_kv_head, max_length, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.all_previous_ids = torch.zeros(max_rows, dtype=torch.long, device=device)
-        self.lengths = [0] * max_rows
-        self.max_length = max_length
-
-    @staticmethod
-    def row_bytes(config: GPTConfig, max_length: int, dtype: torch.dtype) -> int:
-        return 2 * config.n_layer * config.n_kv_head * max_length * config.head_dim * dtype.itemsize
-
-    def begin(self, rows: slice, num_new: int) -> None:
-        """Choose the rows (a slice) that take part in the next pass and how many positions each gets."""
-        self.rows, self.num_new = rows, num_new
-        lengths = self.lengths[rows]
-        device = self.keys.device
-        self.low, self.end = min(lengths), max(lengths) + num_new
-        if self.end > self.max_length:
-            raise ValueError(f"the cache holds {self.max_length} positions a row; {self.end} are needed")
-        self.positions = torch.tensor(lengths, device=device).unsqueeze(1) + torch.arange(num_new, device=device)
-        self.previous_ids = self.all_previous_ids[rows]
-        self._index = torch.arange(len(lengths), device=device).unsqueeze(1)
-        self._masks = {}
-
-    def before(self, idx: torch.Tensor) -> torch.Tensor:
-        """The id before each of idx (B, T); any at all where the row begins."""
-        return torch.cat([self.previous_ids.unsqueeze(1), idx[:, :-1]], dim=1)
-
-    def extend(self, layer: int, window: int, k: torch.Tensor, v: torch.Tensor):
-        """Store k and v (B, T, K, D) of this pass; return the keys and values (B, K, S, D) that the window reaches and
-        the mask (B, 1, T, S) of what each position sees, or None where all rows begin here: then k and v are all."""
-        keys, values = self.keys[layer][self.rows], self.values[layer][self.rows]
-        if self.low == self.end - self.num_new:  # all rows at the same length
-            keys[:, :, self.low : self.end] = k.transpose(1, 2)
-            values[:, :, self.low : self.end] = v.transpose(1, 2)
-        else:
-            keys[self._index, :, self.positions] = k
-            values[self._index, :, self.positions] = v
-        if self.end == self.num_new:
-            return k, v, None
-        first = max(0, self.low - window)
-        if window not in self._masks:
-            seen = torch.arange(first, self.end, device=keys.device)
-            distance = self.positions.unsqueeze(2) - seen  # (B, T, S)
-            self._masks[window] = ((distance >= 0) & (distance <= window)).unsqueeze(1)
-        return keys[:, :, first : self.end], values[:, :, first : self.end], self._masks[window]
-
-    def advance(self, idx: torch.Tensor, counts: list[int] | None = None) -> None:
-        """Count the new positions in: all T, or counts[b] of them where the rest of row b was padding."""
-        first = self.rows.start or 0
-        counts = counts or [self.num_new] * idx.size(0)
-        for b, count in enumerate(counts):
-            self.lengths[first + b] += count
-        last = torch.tensor(counts, device=idx.device) - 1
-        self.previous_ids.copy_(idx.gather(1, last.unsqueeze(1)).squeeze(1))
-
-    def copy_row(self, source: int, target: int) -> None:
-        length = self.lengths[source]
-        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
-        self.values[:, target, :, :length] = self.values[:, source, :, :length]
-        self.all_previous_ids[target] = self.all_previous_ids[source]
-        self.lengths[target] = length

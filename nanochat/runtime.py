@@ -132,12 +132,7 @@ class Runtime:
             torch.cuda.set_rng_state(tensors["cuda"])
 
     def free_memory(self) -> int:
-        """Bytes that a run may take: what is free on the GPU; elsewhere half of the machine's memory."""
-        if self.device.type == "cuda":
-            return torch.cuda.mem_get_info()[0]
-        if self.device.type == "mps":
-            return torch.mps.recommended_max_memory()
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return free_memory(self.device)
 
     def peak_memory(self) -> int:
         """Bytes: of the GPU where there is one, else of the process."""
@@ -149,6 +144,15 @@ class Runtime:
             return 0
         kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return kilobytes if os.uname().sysname == "Darwin" else kilobytes * 1024
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a run may take: what is free on the GPU; elsewhere half of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 class StopSignals:

@@ -6,11 +6,14 @@ width.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from nanochat.gpt import GPT, KVCache
+from nanochat.attention import attend_cached
+from nanochat.gpt import GPT
+from nanochat.kv_cache import KVCache, Pass
 
 WORTH_SHARING = 16  # tokens that sequences begin with: fewer are read again
 CPU_TOKENS = 4096  # of a batch at most: more only wait for memory (dev/LOG.md)
@@ -101,11 +104,11 @@ def score_groups(
     sizes = [n + sum(len(s.ids) - n for s in group) for n, group in zip(shared, groups, strict=True)]
     for batch in batches(sizes, token_budget, device):
         lengths = [shared[i] for i in batch]
-        prefixes = _padded([groups[i][0].ids[: shared[i]] for i in batch], device)  # (B, P)
+        prefixes = _padded([groups[i][0].ids[: shared[i]] for i in batch])  # (B, P)
         cache = KVCache(model.config, *prefixes.shape, model.dtype, device)
-        cache.begin(slice(0, len(batch)), prefixes.size(1))
-        model.hidden(prefixes, cache)
-        cache.advance(prefixes, lengths)
+        reading = Pass(cache, list(enumerate(prefixes.tolist())))
+        model.hidden(reading.idx, reading)
+        cache.lengths[:] = lengths  # without the padding
 
         ends = [[s.ids[shared[i] : -1] for s in groups[i]] for i in batch]
         idx = _padded([[id for end in row for id in end] for row in ends], device)  # (B, T)
@@ -123,7 +126,7 @@ def score_groups(
     return results
 
 
-def _padded(rows: list[list[int]], device: torch.device) -> torch.Tensor:
+def _padded(rows: list[list[int]], device: torch.device | str = "cpu") -> torch.Tensor:
     longest = max(map(len, rows))
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.long).to(device)
 
@@ -140,37 +143,53 @@ def _score(model, x: torch.Tensor, scored: list[tuple[int, int, int]], greedy: b
 
 
 class Branches:
-    """Stands in for a KVCache, where several continuations of each of its rows are read side by side. A token stands
-    where it would after the row, and sees the row and what is before it in its own branch. Nothing is stored."""
+    """A pass over a cache (as kv_cache.Pass is one), where several continuations of each of its rows are read side by
+    side. A token stands where it would after the row, and sees the row and what is before it in its own branch. Nothing
+    is stored."""
 
     def __init__(self, cache: KVCache, sizes: list[list[int]], width: int):
         """sizes: of the branches of each row; width: T, of a row of branches and padding."""
-        device = cache.keys.device
-        self.cache, self.lengths = cache, torch.tensor(cache.lengths, device=device).unsqueeze(1)  # (B, 1)
+        self.cache, self.oldest = cache, int(cache.lengths.min())
+        self.lengths = torch.from_numpy(cache.lengths).to(cache.device).unsqueeze(1)  # (B, 1)
+        last = cache.ids[range(cache.max_rows), cache.lengths - 1]
+        self.last = torch.from_numpy(last).to(cache.device).unsqueeze(1)
         numbers = [[branch for branch, size in enumerate(row) for _ in range(size)] for row in sizes]
         offsets = [[offset for size in row for offset in range(size)] for row in sizes]
-        self.branch = _padded([row + [-1] * (width - len(row)) for row in numbers], device)  # (B, T)
-        self.positions = self.lengths + _padded([row + [0] * (width - len(row)) for row in offsets], device)
-        self.end = max(length + max(row) for length, row in zip(cache.lengths, sizes, strict=True))
+        self.branch = _padded([row + [-1] * (width - len(row)) for row in numbers], cache.device)  # (B, T)
+        self.positions = self.lengths + _padded([row + [0] * (width - len(row)) for row in offsets], cache.device)
+        self.longest = max(int(length) + max(row) for length, row in zip(cache.lengths, sizes, strict=True))
         self.masks = {}
 
     def before(self, idx: torch.Tensor) -> torch.Tensor:
-        first = self.positions == self.lengths
-        return torch.where(first, self.cache.all_previous_ids.unsqueeze(1), idx.roll(1, dims=1))
+        return torch.where(self.positions == self.lengths, self.last, idx.roll(1, dims=1))
 
-    def extend(self, layer: int, window: int, k: torch.Tensor, v: torch.Tensor):
-        """k, v: (B, T, K, D) -> keys and values (B, K, S + T, D), S of the cache, and the mask (B, 1, T, S + T)."""
-        oldest = max(0, min(self.cache.lengths) - window)
+    def layer(self, layer: int) -> "BranchesLayer":
+        return BranchesLayer(self, self.cache.keys[layer], self.cache.values[layer])
+
+    def mask(self, window: int, first: int) -> torch.Tensor:
+        """(B, 1, T, S + T): S of the cache from `first` on, T of this pass."""
         if window not in self.masks:
-            stored = torch.arange(oldest, self.cache.max_length, device=k.device)  # (S,)
+            stored = torch.arange(first, self.cache.max_length, device=self.branch.device)  # (S,)
             distance = self.positions.unsqueeze(2) - stored
             of_row = (stored < self.lengths).unsqueeze(1) & (distance <= window)  # (B, T, S)
             distance = self.positions.unsqueeze(2) - self.positions.unsqueeze(1)
             same = self.branch.unsqueeze(2) == self.branch.unsqueeze(1)
             own = same & (distance >= 0) & (distance <= window)  # (B, T, T); padding sees padding
             self.masks[window] = torch.cat([of_row, own], dim=2).unsqueeze(1)
+        return self.masks[window]
+
+
+class BranchesLayer(NamedTuple):
+    """One layer of it; keys and values of the cache, (B, S, K, D)."""
+
+    branches: Branches
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int, backend: str) -> torch.Tensor:
+        first = max(0, self.branches.oldest - window)
         keys, values = (
-            torch.cat([stored[layer][:, :, oldest:], new.transpose(1, 2)], dim=2)
-            for stored, new in ((self.cache.keys, k), (self.cache.values, v))
+            torch.cat([stored[:, first:], new], dim=1).transpose(1, 2)
+            for stored, new in ((self.keys, k), (self.values, v))
         )
-        return keys, values, self.masks[window]
+        return attend_cached(q, keys, values, self.branches.mask(window, first))

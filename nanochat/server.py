@@ -106,18 +106,14 @@ def _data(**fields) -> str:
     return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n"
 
 
-async def _answer(stream: Stream, tokenizer, dropped: int) -> AsyncIterator[str]:
-    """The answer as the reference's events, and three more: turns `dropped`, `finish` at the limit, and `error`."""
-    if dropped:
-        yield _data(dropped=dropped)
-    text = chat.TextStream(tokenizer)
+async def _answer(stream: Stream) -> AsyncIterator[str]:
+    """The answer as the reference's events, and three more: messages `dropped`, `finish` at the limit, and `error`."""
     try:
         async for event in stream:
-            piece = "" if event.token is None else text.push(event.token)
-            if event.finish:
-                piece += text.flush()
-            if piece:
-                yield _data(token=piece, gpu=stream.worker.gpu)
+            if event.dropped:
+                yield _data(dropped=event.dropped)
+            if event.text:
+                yield _data(token=event.text, gpu=stream.worker.gpu)
             if event.finish == "length":
                 yield _data(finish="length")
         yield _data(done=True)
@@ -141,9 +137,9 @@ def create_app(
 ) -> FastAPI:
     """The app over `workers`, whose threads live from its start-up to its shutdown.
 
-    `context` is the number of tokens that prompt and answer may take together. Half of it at most is kept free for the
-    answer; the oldest turns of a conversation that does not fit beside that are dropped, and an event says how many.
-    The sampling settings are what a request gets that does not say otherwise.
+    `context` is the number of tokens that prompt and answer may take together in the engines; an event says how many
+    messages of a conversation were dropped that does not fit. The sampling settings are what a request gets that does
+    not say otherwise.
     """
 
     @asynccontextmanager
@@ -185,11 +181,9 @@ def create_app(
 
     @app.post("/chat/completions")
     async def completions(request: ChatRequest):
-        limit = max_tokens if request.max_tokens is None else request.max_tokens
         messages = [message.model_dump() for message in request.messages]
-        room = context - min(limit, context // 2)
         try:
-            ids, dropped = await asyncio.to_thread(chat.fit_prompt, tokenizer, messages, room)
+            ids = await asyncio.to_thread(chat.prompt, tokenizer, {"messages": messages})
         except ValueError as error:
             raise HTTPException(400, str(error)) from error
         alive = [worker for worker in workers if worker.alive]
@@ -202,12 +196,12 @@ def create_app(
         stream = worker.open(
             Request(
                 prompt=ids,
-                max_tokens=min(limit, context - len(ids)),
+                max_tokens=max_tokens if request.max_tokens is None else request.max_tokens,
                 temperature=temperature if request.temperature is None else request.temperature,
                 top_k=top_k if request.top_k is None else request.top_k,
                 seed=random.getrandbits(31),
             )
         )
-        return AnswerResponse(stream, _answer(stream, tokenizer, dropped))
+        return AnswerResponse(stream, _answer(stream))
 
     return app

@@ -46,10 +46,9 @@ def interrupts_noted() -> Iterator[list]:
 class Chat:
     """A conversation with a model: the turns so far, and how the next answer is sampled."""
 
-    def __init__(self, engine, tokenizer, context: int, temperature: float, top_k: int):
+    def __init__(self, engine, tokenizer, temperature: float, top_k: int):
         self.engine = engine
         self.tokenizer = tokenizer
-        self.context = context
         self.temperature = temperature
         self.top_k = top_k
         self.messages: list[dict] = []
@@ -63,26 +62,24 @@ class Chat:
         from nanochat.engine import Request
 
         messages = [*self.messages, {"role": "user", "content": question}]
-        ids, dropped = chat.fit_prompt(self.tokenizer, messages, self.context - min(MAX_TOKENS, self.context // 2))
-        if dropped:
-            note(f"too long: the model does not see the beginning of the conversation ({dropped} messages)\n")
         request = Request(
-            prompt=ids,
-            max_tokens=min(MAX_TOKENS, self.context - len(ids)),
+            prompt=chat.prompt(self.tokenizer, {"messages": messages}),
+            max_tokens=MAX_TOKENS,
             temperature=self.temperature,
             top_k=self.top_k,
             seed=random.getrandbits(31),
         )
-        text, said, ending = chat.TextStream(self.tokenizer), [], ""
+        said, count, ending = [], 0, ""
         with interrupts_noted() as interrupts:
             for event in self.engine.stream(request):
-                piece = "" if event.token is None else text.push(event.token)
-                piece += text.flush() if event.finish else ""
-                if piece:
-                    said.append(piece)
-                    yield piece
+                if event.dropped:
+                    note(f"too long: the model does not see the beginning of it ({event.dropped} messages)\n")
+                if event.text:
+                    said.append(event.text)
+                    yield event.text
+                count += event.token is not None
                 if event.finish == "length":
-                    ending = f"cut off after {request.max_tokens} tokens"
+                    ending = f"cut off after {count} tokens"
                 elif interrupts and not event.finish:
                     self.engine.cancel(event.id)
                     ending = "stopped"
@@ -135,7 +132,7 @@ def main(args: argparse.Namespace) -> None:
     # Here, so that --help and wrong flags do not wait for torch.
     import torch
 
-    from nanochat import runtime
+    from nanochat import decoding, runtime
     from nanochat.checkpoint import CheckpointError, load_model
     from nanochat.engine import Engine
     from nanochat.tokenizer import TokenizerError
@@ -145,8 +142,8 @@ def main(args: argparse.Namespace) -> None:
         model, tokenizer, meta = load_model(args.source, run, args.model_tag, args.step)
         if run.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
             torch.set_num_threads(1)  # 5 ms a token instead of 60 on two cores that others use, too (11M parameters)
-        engine = Engine(model, tokenizer, max_rows=1)
-        chat = Chat(engine, tokenizer, model.config.sequence_len, args.temperature, args.top_k)
+        engine = Engine(model, tokenizer, max_rows=1, static=decoding.available(run))
+        chat = Chat(engine, tokenizer, args.temperature, args.top_k)
         if args.prompt:
             say(chat.answer(args.prompt))
         else:

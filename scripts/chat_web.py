@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     import torch
     import uvicorn
 
-    from nanochat import runtime
+    from nanochat import decoding, runtime
     from nanochat.checkpoint import CheckpointError, load_model
     from nanochat.engine import Engine
     from nanochat.engine_worker import EngineWorker
@@ -70,7 +70,7 @@ def main(args: argparse.Namespace) -> None:
             for gpu, device in enumerate(replica_devices(run.device, args.num_gpus)):
                 replica = dataclasses.replace(run, device=device)
                 model, tokenizer, meta = load_model(args.source, replica, args.model_tag, args.step)
-                workers.append(EngineWorker(Engine(model, tokenizer), gpu))
+                workers.append(EngineWorker(Engine(model, tokenizer, static=decoding.available(replica)), gpu))
         except (CheckpointError, TokenizerError) as error:
             raise SystemExit(str(error)) from error
         if run.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL:

@@ -28,6 +28,7 @@ REPLACED_BY = {
     "flex": "the next attention backend",
     "blocked": "the next attention backend",
     "compile": "uncompiled code",
+    "graphs": "decoding without CUDA graphs",
     "fp8": "the usual dtype",
     "fp8_head": "the usual dtype in the loss",
 }

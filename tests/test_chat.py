@@ -122,33 +122,37 @@ def test_a_prompt_needs_a_user_message(messages):
     with pytest.raises(chat.ConversationError):
         chat.prompt(BYTES, {"messages": messages})
     with pytest.raises(chat.ConversationError):
-        chat.fit_prompt(BYTES, messages, 100)
+        chat.prompt(BYTES, {"messages": messages})
+
+
+def fitted(messages, limit):
+    return chat.fit(BYTES, chat.prompt(BYTES, {"messages": messages}), limit)
 
 
 def test_a_prompt_that_fits_exactly_is_kept_whole():
     messages = say("one", "two", "three")
     whole = chat.prompt(BYTES, {"messages": messages})
-    assert chat.fit_prompt(BYTES, messages, len(whole)) == (whole, 0)
-    shorter, dropped = chat.fit_prompt(BYTES, messages, len(whole) - 1)
+    assert fitted(messages, len(whole)) == (whole, 0)
+    shorter, dropped = fitted(messages, len(whole) - 1)
     assert (shorter, dropped) == ([BOS, USER, *b("three"), USER_END, ASSISTANT], 2)
 
 
 def test_the_newest_turns_are_kept():
     messages = say("a" * 9, "b" * 9, "c", "d", "e")
     kept = chat.prompt(BYTES, {"messages": messages[2:]})
-    assert chat.fit_prompt(BYTES, messages, len(kept) + 10) == (kept, 2)
+    assert fitted(messages, len(kept) + 10) == (kept, 2)
     kept = chat.prompt(BYTES, {"messages": messages[4:]})
-    assert chat.fit_prompt(BYTES, messages, len(kept)) == (kept, 4)
+    assert fitted(messages, len(kept)) == (kept, 4)
 
 
 def test_a_short_old_turn_is_not_kept_past_a_long_one():
     messages = say("a", "b", "c" * 50, "d", "e")
-    assert chat.fit_prompt(BYTES, messages, 30) == ([BOS, USER, *b("e"), USER_END, ASSISTANT], 4)
+    assert fitted(messages, 30) == ([BOS, USER, *b("e"), USER_END, ASSISTANT], 4)
 
 
 def test_a_last_message_that_is_too_long_keeps_its_end():
     messages = say("a", "b", "0123456789")
-    ids, dropped = chat.fit_prompt(BYTES, messages, 8)
+    ids, dropped = fitted(messages, 8)
     assert ids == [BOS, USER, *b("6789"), USER_END, ASSISTANT]
     assert dropped == 3
 
@@ -168,7 +172,7 @@ histories = st.builds(
 @given(histories, st.integers(4, 120))
 def test_a_fitted_prompt_keeps_to_its_limit_whatever_the_history(messages, limit):
     whole = chat.prompt(BYTES, {"messages": messages})
-    ids, dropped = chat.fit_prompt(BYTES, messages, limit)
+    ids, dropped = fitted(messages, limit)
     merged = len(messages) - (messages[0]["role"] == "system")
     assert len(ids) <= limit
     assert ids[0] == BOS and ids[1] == USER and ids[-1] == ASSISTANT
@@ -183,7 +187,7 @@ def test_a_fitted_prompt_keeps_to_its_limit_whatever_the_history(messages, limit
 
 
 def test_the_shortest_prompt_is_three_marks():
-    assert chat.fit_prompt(BYTES, say("hello"), 3) == ([BOS, USER, ASSISTANT], 1)
+    assert fitted(say("hello"), 3) == ([BOS, USER, ASSISTANT], 1)
 
 
 # -- tools

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import requests
 import torch
-from helpers import save_checkpoint
+from helpers import random_model, save_checkpoint, small_config
 
 from nanochat import paths
-from nanochat.engine import Event
+from nanochat.engine import Engine, Event
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.runtime import start
 from nanochat.tokenizer import SPLIT_PATTERN, Tokenizer
@@ -35,7 +35,8 @@ class FakeEngine:
         answer = TOKENIZER.encode(self.answer)
         for count, token in enumerate(answer):
             self.on_token(count)
-            yield Event(1, token, False, "length" if count + 1 == request.max_tokens else None)
+            finish = "length" if count + 1 == request.max_tokens else None
+            yield Event(1, token, False, finish, text=TOKENIZER.decode([token]))
             if count + 1 == request.max_tokens:
                 return
         yield Event(1, None, False, "stop")
@@ -44,8 +45,8 @@ class FakeEngine:
         self.cancelled.append(row)
 
 
-def chat_with(engine, context=1000):
-    return chat_cli.Chat(engine, TOKENIZER, context, temperature=0.6, top_k=50)
+def chat_with(engine):
+    return chat_cli.Chat(engine, TOKENIZER, temperature=0.6, top_k=50)
 
 
 def type_lines(monkeypatch, *lines):
@@ -108,14 +109,15 @@ def test_ctrl_c_at_the_prompt_does_not_leave(monkeypatch, capsys):
 
 
 def test_a_long_history_keeps_its_beginning_mark_and_newest_turns_and_says_so(monkeypatch, capsys):
-    engine = FakeEngine()
-    type_lines(monkeypatch, *(f"question {i} " + "x" * 60 for i in range(9)))
-    chat_cli.converse(chat_with(engine, context=300))
-    last = engine.requests[-1]
-    assert last.prompt[0] == TOKENIZER.bos and last.prompt.count(TOKENIZER.bos) == 1
-    assert "question 8" in text_of(last.prompt) and "question 0" not in text_of(last.prompt)
-    assert all(len(request.prompt) + request.max_tokens <= 300 for request in engine.requests)
-    assert "too long" in capsys.readouterr().err
+    engine = Engine(random_model(small_config(TOKENIZER.vocab_size)), TOKENIZER, max_rows=1, max_length=300)
+    engine.ends = set()
+    type_lines(monkeypatch, *(f"question {i} " + "x" * 60 for i in range(4)))
+    chat_cli.converse(chat_with(engine))
+    prompt = engine.cache.ids[0, :150].tolist()
+    assert prompt[0] == TOKENIZER.bos and prompt.count(TOKENIZER.bos) == 1
+    assert "question 3" in text_of(prompt) and "question 0" not in text_of(prompt)
+    said = capsys.readouterr()
+    assert "too long" in said.err and "cut off after" in said.err
 
 
 def test_an_answer_that_is_cut_off_says_so(capsys):

@@ -76,7 +76,7 @@ class FakeEngine:
 
     seeds = []
 
-    def __init__(self, model, tokenizer, max_rows=64, max_length=None):
+    def __init__(self, model, tokenizer, max_rows=64, max_length=None, static=False):
         self.tokenizer, self.max_rows, self.waiting = tokenizer, max_rows, {}
 
     def submit(self, request):

@@ -7,7 +7,10 @@ import torch
 from helpers import MERGES, byte_tokenizer, random_model, small_config
 
 from nanochat import chat, engine, samples
-from nanochat.engine import Engine, Request, sample, uniform
+from nanochat.engine import Engine, Request
+from nanochat.gpt import GPT
+from nanochat.kv_cache import KVCache
+from nanochat.sampling import Draw, grouped, sample, uniform
 
 TOKENIZER = byte_tokenizer(MERGES)
 SPECIAL = TOKENIZER.special
@@ -128,26 +131,42 @@ def test_top_k_of_one_is_greedy(model):
     assert Engine(model, TOKENIZER).generate(one) == Engine(model, TOKENIZER).generate(greedy)
 
 
+def tokens_fed(monkeypatch):
+    """The number of tokens of each pass that follows."""
+    fed, hidden = [], GPT.hidden
+
+    def counted(self, idx, *args):
+        fed.append(idx.numel())
+        return hidden(self, idx, *args)
+
+    monkeypatch.setattr(GPT, "hidden", counted)
+    return fed
+
+
 def test_samples_of_one_prompt_share_its_prefill_and_differ(model, monkeypatch):
-    prompt = prompts(1)[0] + [5, 6, 7]
+    prompt = prompts(1)[0] + [*range(20)]
     alone = [Engine(model, TOKENIZER).generate([sampled(prompt, seed)])[0] for seed in range(6)]
     assert len({tuple(tokens) for tokens in alone}) == 6
-    machine, sizes, hidden = Engine(model, TOKENIZER), [], model.hidden
-    monkeypatch.setattr(
-        model, "hidden", lambda idx, cache=None: (sizes.append(tuple(idx.shape)), hidden(idx, cache))[1]
-    )
     other = prompts(1, seed=9)[0]
     requests = [sampled(prompt, seed) for seed in range(6)] + [sampled(other, 0)] + [sampled(prompt, 2)]
+    machine, fed = Engine(model, TOKENIZER), tokens_fed(monkeypatch)
     answers = machine.generate(requests)
     assert answers[:6] == alone and answers[7] == alone[2]
-    assert sum(rows for rows, tokens in sizes if tokens > 1) == 3  # not eight
     assert answers[6] == Engine(model, TOKENIZER).generate([requests[6]])[0]
+    # the first reads it all, the others its last token, beside the other prompt and all that is written
+    assert sum(fed[:2]) == len(prompt) + len(other) + 6 + 1 + 1
 
 
 def test_the_samples_of_a_training_run_take_no_larger_cache_than_they_need(model, monkeypatch):
     """A full cache of 64 rows is 19 GB at depth 24, beside a model in training."""
-    made, cache = [], engine.KVCache
-    monkeypatch.setattr(engine, "KVCache", lambda *args: made.append(args[1:3]) or cache(*args))
+    made = []
+
+    class Noted(KVCache):
+        def __init__(self, config, *args):
+            super().__init__(config, *args)
+            made.append(args[:2])
+
+    monkeypatch.setattr(engine, "KVCache", Noted)
     model = random_model(small_config(TOKENIZER.vocab_size, 1024))
     samples.prompted(model, TOKENIZER)
     ((rows, length),) = made
@@ -156,7 +175,7 @@ def test_the_samples_of_a_training_run_take_no_larger_cache_than_they_need(model
 
 
 def test_more_prompts_than_one_pass_takes_are_all_answered(model, monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL_TOKENS", 40)
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": 40})
     requests = [Request(prompt, max_tokens=8) for prompt in prompts(9, longest=30)]
     expected = [slow_greedy(model, request.prompt, 8)[0] for request in requests]
     assert Engine(model, TOKENIZER).generate(requests) == expected
@@ -165,9 +184,9 @@ def test_more_prompts_than_one_pass_takes_are_all_answered(model, monkeypatch):
 # -- sampling
 
 
-def drawn(logits, count, **request):
-    rows = [engine.Row(i, sampled([1], i, **request), TOKENIZER) for i in range(count)]
-    return torch.tensor(sample(logits.expand(count, -1), rows))
+def drawn(logits, count, temperature=1.0, top_k=0, top_p=1.0):
+    draws = [Draw(i, temperature, top_k, top_p, uniform(i, 0)) for i in range(count)]
+    return sample(logits.expand(count, -1), grouped(draws, logits.size(1), torch.device("cpu")))
 
 
 def test_samples_follow_the_models_distribution():
@@ -188,11 +207,20 @@ def test_top_k_and_top_p_keep_the_likeliest():
     assert torch.allclose(share, torch.tensor([0, 4 / 7, 0, 3 / 7, 0]), atol=0.025)
 
 
-@pytest.mark.parametrize("changes", [{"top_p": 0.0}, {"top_k": None}, {"top_k": 10**6}, {"temperature": 1e-6}])
+@pytest.mark.parametrize(
+    "changes", [{"top_p": 0.0}, {"top_k": 10**6}, {"temperature": 1e-6}, {"temperature": 1e-300, "top_k": 2}]
+)
 def test_extreme_settings_still_draw_a_token(changes):
     logits = torch.tensor([[0.0, 3.0, 1.0]])
     tokens = set(drawn(logits, 200, **changes).tolist())
-    assert tokens == ({0, 1, 2} if "top_k" in changes else {1})
+    assert tokens == ({0, 1, 2} if changes == {"top_k": 10**6} else {1})
+
+
+@pytest.mark.parametrize("changes", [{}, {"top_k": 2}, {"top_p": 0.9}])
+def test_noise_that_rounds_to_one_draws_no_token_that_is_ruled_out(changes):
+    settings = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | changes
+    groups = grouped([Draw(0, noise=1 - 2**-53, **settings)], 4, torch.device("cpu"))
+    assert sample(torch.tensor([[0.0, 3.0, 2.0, -1e9]]), groups).item() in (0, 1, 2)
 
 
 def test_the_noise_of_a_sample_is_uniform_and_a_function_of_seed_and_position():
@@ -217,13 +245,13 @@ def test_the_noise_of_a_sample_is_uniform_and_a_function_of_seed_and_position():
 
 
 class Script:
-    """Stands for engine.sample: prompt -> what is sampled. Keeps the logits that each token would be drawn from."""
+    """prompt -> what is sampled, in place of Engine._choose. Keeps the logits that each token would be drawn from."""
 
     def __init__(self, texts):
         self.texts = {tuple(prompt): list(tokens) for prompt, tokens in texts}
         self.logits = {}
 
-    def __call__(self, logits, rows):
+    def choose(self, rows, logits, groups):
         tokens = []
         for row, values in zip(rows, logits, strict=True):
             self.logits.setdefault(row.id, []).append(values)
@@ -248,7 +276,7 @@ def test_the_output_of_a_tool_is_forced_into_its_row_only(model, monkeypatch):
             (c, [*call("6*7"), *call("1/0"), 30, END]),
         ]
     )
-    monkeypatch.setattr(engine, "sample", script)
+    monkeypatch.setattr(Engine, "_choose", script.choose)
     machine, events = Engine(model, TOKENIZER), []
     ids = [machine.submit(Request(prompt, max_tokens=60)) for prompt in (a, b, c)]
     answers = run_all(machine, events)
@@ -269,7 +297,7 @@ def test_the_output_of_a_tool_is_forced_into_its_row_only(model, monkeypatch):
 def test_forced_tokens_count_towards_the_limit(model, monkeypatch):
     code = call("1+1")
     for limit in range(1, 9):
-        monkeypatch.setattr(engine, "sample", Script([([1], [*code, 9, 9, 9, 9])]))
+        monkeypatch.setattr(Engine, "_choose", Script([([1], [*code, 9, 9, 9, 9])]).choose)
         machine = Engine(model, TOKENIZER)
         machine.submit(Request([1], max_tokens=limit))
         assert run_all(machine) == {1: ([*code, *output("2"), 9, 9, 9][:limit], "length")}
@@ -277,8 +305,13 @@ def test_forced_tokens_count_towards_the_limit(model, monkeypatch):
 
 def test_an_end_mark_that_is_sampled_where_a_token_is_forced_does_not_end_the_row(model, monkeypatch):
     script = Script([([1], [*call("1+1"), 9, END])])
-    ending = lambda logits, rows: [END if row.forced else script(logits[:1], [row])[0] for row in rows]  # noqa: E731
-    monkeypatch.setattr(engine, "sample", ending)
+    monkeypatch.setattr(
+        Engine,
+        "_choose",
+        lambda self, rows, logits, groups: [
+            END if row.forced else script.choose([row], logits[:1], groups)[0] for row in rows
+        ],
+    )
     assert Engine(model, TOKENIZER).generate([Request([1])]) == [[*call("1+1"), *output("2"), 9]]
 
 
@@ -287,7 +320,7 @@ def test_an_end_mark_that_is_sampled_where_a_token_is_forced_does_not_end_the_ro
 
 @pytest.mark.parametrize("end", [END, TOKENIZER.bos])
 def test_a_row_ends_at_its_end_mark_which_is_no_token_of_it(model, monkeypatch, end):
-    monkeypatch.setattr(engine, "sample", Script([([1], [7, 8, end])]))
+    monkeypatch.setattr(Engine, "_choose", Script([([1], [7, 8, end])]).choose)
     machine, events = Engine(model, TOKENIZER), []
     machine.submit(Request([1], max_tokens=10))
     run_all(machine, events)
@@ -300,18 +333,17 @@ def test_a_row_ends_at_its_end_mark_which_is_no_token_of_it(model, monkeypatch, 
 
 def test_other_marks_do_not_end_a_row(model, monkeypatch):
     others = [SPECIAL["<|user_start|>"], SPECIAL["<|user_end|>"], SPECIAL["<|assistant_start|>"]]
-    monkeypatch.setattr(engine, "sample", Script([([1], [*others, END])]))
+    monkeypatch.setattr(Engine, "_choose", Script([([1], [*others, END])]).choose)
     assert Engine(model, TOKENIZER).generate([Request([1])]) == [others]
 
 
 def test_a_full_row_ends_with_length(model, monkeypatch):
-    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
-    for length in (1, 30, T - 1):
+    monkeypatch.setattr(Engine, "_choose", lambda self, rows, logits, groups: [7] * len(rows))
+    for length in (1, 30, T // 2):
         machine = Engine(model, TOKENIZER)
         machine.submit(Request([5] * length, max_tokens=1000))
         (answer,) = run_all(machine).values()
-        assert answer[1] == "length"
-        assert T <= length + len(answer[0]) <= T + 1  # the last token needs no place in the cache
+        assert answer == ([7] * (T - length), "length")
 
 
 def test_a_row_may_be_longer_than_the_models_sequence(model):
@@ -320,13 +352,54 @@ def test_a_row_may_be_longer_than_the_models_sequence(model):
     assert machine.generate([Request(prompt, max_tokens=20)]) == [slow_greedy(model, prompt, 20, 120)[0]]
 
 
-@pytest.mark.parametrize("length", [T, T + 1, 5 * T])
-def test_a_prompt_without_room_for_an_answer_is_refused_and_the_engine_goes_on(model, length):
+@pytest.mark.parametrize("length, kept", [(60, 60), (61, 60), (5 * T, 60)])
+def test_a_prompt_without_room_for_an_answer_keeps_its_beginning_and_its_newest_tokens_and_says_so(model, length, kept):
+    draw = random.Random(length)
+    prompt = [TOKENIZER.bos, *draw.choices(range(256), k=length - 1)]
+    machine, events = Engine(model, TOKENIZER), []
+    machine.submit(Request(prompt, max_tokens=4))
+    machine.submit(Request([5], max_tokens=4))
+    answers = run_all(machine, events)
+    shorter = [TOKENIZER.bos, *prompt[length - kept + 1 :]]
+    assert answers[1] == slow_greedy(model, shorter, 4)
+    assert [event.dropped for event in events if event.id == 1] == [int(kept < length), *[0] * 3][: len(answers[1][0])]
+    assert not any(event.dropped for event in events if event.id == 2)
+
+
+def test_a_conversation_without_room_keeps_its_newest_turns(model):
+    turns = [{"role": role, "content": f"{role} says {i} things"} for i in range(3) for role in ("user", "assistant")]
+    messages = [*turns, {"role": "user", "content": "last"}]
+    whole = chat.prompt(TOKENIZER, {"messages": messages})
+    assert len(whole) > T
+    (event, *_) = Engine(model, TOKENIZER).stream(Request(whole, max_tokens=10))
+    assert event.dropped == 6
+    alone = chat.prompt(TOKENIZER, {"messages": messages[6:]})
+    assert event.token == slow_greedy(model, alone, 1)[0][0]
+
+
+WRONG = [
+    ({"prompt": []}, "empty"),
+    ({"prompt": [5, -1]}, "token of the prompt is -1"),
+    ({"prompt": [5, 10**6]}, "token of the prompt is 1000000"),
+    ({"max_tokens": 0}, "max_tokens is 0"),
+    ({"temperature": -0.1}, "temperature is -0.1"),
+    ({"temperature": float("nan")}, "temperature is nan"),
+    ({"temperature": float("inf")}, "temperature is inf"),
+    ({"top_k": -1}, "top_k is -1"),
+    ({"top_p": 1.1}, "top_p is 1.1"),
+    ({"logprobs": -1}, "logprobs is -1"),
+    ({"logprobs": 10**6}, "logprobs is 1000000"),
+    ({"stop": ("a", "")}, "stop at is empty"),
+]
+
+
+@pytest.mark.parametrize("changes, complaint", WRONG)
+def test_a_wrong_request_is_refused_and_the_engine_goes_on(model, changes, complaint):
     machine = Engine(model, TOKENIZER)
-    with pytest.raises(ValueError, match=f"{length} tokens.*{T - 1}"):
-        machine.submit(Request([5] * length))
-    with pytest.raises(ValueError, match="empty"):
-        machine.submit(Request([]))
+    with pytest.raises(ValueError, match=complaint):
+        machine.submit(Request(**{"prompt": [5], **changes}))
+    with pytest.raises(ValueError, match=complaint):
+        machine.generate([Request([5]), Request(**{"prompt": [5], **changes})])
     assert not machine.busy
     assert len(machine.generate([Request([5], max_tokens=1)])[0]) <= 1
 
@@ -335,7 +408,7 @@ def test_a_prompt_without_room_for_an_answer_is_refused_and_the_engine_goes_on(m
 
 
 def test_requests_wait_for_a_row_in_their_order(model, monkeypatch):
-    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
+    monkeypatch.setattr(Engine, "_choose", lambda self, rows, logits, groups: [7] * len(rows))
     machine, events = Engine(model, TOKENIZER, max_rows=2), []
     ids = [machine.submit(Request([n + 1], max_tokens=3)) for n in range(5)]
     run_all(machine, events)
@@ -347,7 +420,7 @@ def test_requests_wait_for_a_row_in_their_order(model, monkeypatch):
 
 
 def test_a_step_moves_every_active_request_one_token_on(model, monkeypatch):
-    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
+    monkeypatch.setattr(Engine, "_choose", lambda self, rows, logits, groups: [7] * len(rows))
     machine = Engine(model, TOKENIZER, max_rows=4)
     first = machine.submit(Request([1], max_tokens=4))
     assert [event.id for event in machine.step()] == [first]
@@ -359,7 +432,7 @@ def test_a_step_moves_every_active_request_one_token_on(model, monkeypatch):
 
 
 def test_cancelling_frees_the_row_and_silences_the_request(model, monkeypatch):
-    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
+    monkeypatch.setattr(Engine, "_choose", lambda self, rows, logits, groups: [7] * len(rows))
     machine = Engine(model, TOKENIZER, max_rows=2)
     a, b, c, d = (machine.submit(Request([n], max_tokens=5)) for n in (1, 2, 3, 4))
     assert {event.id for event in machine.step()} == {a, b}
@@ -375,7 +448,7 @@ def test_cancelling_frees_the_row_and_silences_the_request(model, monkeypatch):
 
 
 def test_leaving_a_stream_early_frees_its_row(model, monkeypatch):
-    monkeypatch.setattr(engine, "sample", lambda logits, rows: [7] * len(rows))
+    monkeypatch.setattr(Engine, "_choose", lambda self, rows, logits, groups: [7] * len(rows))
     machine = Engine(model, TOKENIZER, max_rows=1)
     stream = machine.stream(Request([1], max_tokens=50))
     assert next(stream).token == 7

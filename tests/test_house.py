@@ -21,9 +21,9 @@ FLOORS = (
      "optim", "calculator", "sandbox_calls", "sandbox_launcher", "sandbox", "download", "corpora", "tinyworld_tables",
      "tinyworld_facts"),
     ("chat", "dataset", "tinyworld_text", "tinyworld_skills", "tinyworld_documents", "tinyworld_bundle", "tinyworld",
-     "gpt"),
-    ("scaling", "memory", "training_step", "batches", "checkpoint", "engine", "results", "progress", "saver",
-     "core_bundle"),
+     "gpt", "kv_cache"),
+    ("scaling", "memory", "training_step", "batches", "checkpoint", "sampling", "decoding", "engine",
+     "results", "progress", "saver", "core_bundle"),
     ("samples", "bpb", "scoring", "core_eval", "chat_eval", "train", "checks", "rollouts", "engine_worker", "server",
      "report"),
 )  # fmt: skip

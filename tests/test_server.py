@@ -27,7 +27,7 @@ class FakeEngine:
     def __init__(self, reply=lambda prompt: "So: " + prompt, delay=0.0):
         self.reply, self.delay = reply, delay
         self.device = torch.device("cpu")
-        self.rows, self.requests, self.cancelled = {}, [], []
+        self.rows, self.text, self.requests, self.cancelled = {}, {}, [], []
         self.open_gate = threading.Event()
         self.open_gate.set()
 
@@ -42,6 +42,7 @@ class FakeEngine:
         if said == "refuse me":
             raise ValueError("refused as asked")
         answer = TOKENIZER.encode(self.reply(said))
+        self.text[len(self.requests)] = chat.TextStream(TOKENIZER)
         self.rows[len(self.requests)] = (answer[: request.max_tokens], len(answer) > request.max_tokens)
         return len(self.requests)
 
@@ -53,7 +54,9 @@ class FakeEngine:
         for row, (answer, cut) in list(self.rows.items()):
             token = answer.pop(0) if answer else TOKENIZER.special["<|assistant_end|>"]
             finish = None if token < 256 and (answer or not cut) else "length" if cut else "stop"
-            events.append(Event(row, None if finish == "stop" else token, False, finish))
+            token = None if finish == "stop" else token
+            piece = "" if token is None else self.text[row].push(token)
+            events.append(Event(row, token, False, finish, text=piece + (self.text[row].flush() if finish else "")))
             if finish:
                 del self.rows[row]
         return events
@@ -139,22 +142,6 @@ def test_an_answer_cut_at_the_limit_says_so(client):
     events = events_of(client.post("/chat/completions", json=question("long", max_tokens=3)))
     assert events[-2:] == [{"finish": "length"}, {"done": True}]
     assert "".join(event.get("token", "") for event in events) == "So:"
-
-
-def test_a_conversation_that_is_too_long_loses_its_oldest_turns_and_says_so(engine):
-    turns = [{"role": role, "content": f"{role} {i} " + "x" * 40} for i in range(6) for role in ("user", "assistant")]
-    with TestClient(app_over(engine, context=200, max_tokens=50)) as client:
-        events = events_of(client.post("/chat/completions", json={"messages": [*turns, *question("last")["messages"]]}))
-    assert 0 < events[0]["dropped"] <= 12
-    prompt = engine.requests[0].prompt
-    assert prompt[0] == TOKENIZER.bos and "last" in TOKENIZER.decode([token for token in prompt if token < 256])
-    assert len(prompt) + engine.requests[0].max_tokens <= 200
-
-
-def test_prompt_and_answer_together_fit_the_context(engine):
-    with TestClient(app_over(engine, context=60, max_tokens=512)) as client:
-        client.post("/chat/completions", json=question("a" * 20))
-    assert len(engine.requests[0].prompt) + engine.requests[0].max_tokens == 60
 
 
 def test_many_clients_at_once_each_get_their_own_answer():
@@ -250,6 +237,16 @@ def test_with_a_real_model_answers_in_company_are_those_given_alone(tiny_model):
             thread.join()
     assert [answers[i] for i in range(6)] == [chat.visible_text(TOKENIZER, tokens) for tokens in alone]
     assert len(set(answers.values())) > 1
+
+
+def test_a_conversation_that_is_too_long_loses_its_oldest_turns_and_says_so(tiny_model):
+    turns = [{"role": role, "content": f"{role} {i} " + "x" * 40} for i in range(6) for role in ("user", "assistant")]
+    messages = [*turns, *question("last")["messages"]]
+    with TestClient(app_over(Engine(tiny_model, TOKENIZER, max_length=200), context=200, max_tokens=50)) as client:
+        events = events_of(client.post("/chat/completions", json={"messages": messages}))
+        short = events_of(client.post("/chat/completions", json=question("last")))
+    assert events[0] == {"dropped": 10} and events[-1] == {"done": True}
+    assert all("dropped" not in event for event in short)
 
 
 def test_closing_one_stream_of_a_real_engine_leaves_the_others_whole(tiny_model):
