@@ -23,15 +23,15 @@ def evaluate_task(
     model,
     tokenizer,
     runtime,
-    batch_size: int | None = None,
+    batch_size: int = 64,
     max_new_tokens: int = 512,
     temperature: float = 0.0,
     top_k: int = 50,
     num_samples: int = 1,
     max_problems: int | None = None,
 ) -> tuple[dict, list[dict]]:
-    """Examine the model on the first `max_problems` of a task (by default all), `batch_size` at a time (by default 64
-    on GPUs, 8 elsewhere); the ranks share the problems.
+    """Examine the model on the first `max_problems` of a task (by default all), `batch_size` at a time; the ranks share
+    the problems.
 
     With several samples a problem counts as solved when one of them is right (pass@n); multiple choice takes one.
     Returns, on every rank, {accuracy, problems, baseline, seconds; pass@k of samples} and a record of each problem, in
@@ -43,7 +43,6 @@ def evaluate_task(
     if num_samples < 1:
         raise ValueError(f"{task.name}: expected at least one sample a problem, got {num_samples}")
     started = time.time()
-    batch_size = batch_size or (64 if runtime.device.type == "cuda" else 8)
     problems = {i: task[i] for i in range(runtime.rank, count, runtime.world_size)}
     if task.kind == "categorical":
         answered = choose_letters(problems, model, tokenizer, runtime.device, batch_size)

@@ -21,7 +21,7 @@ from nanochat.chat import TextStream, ToolUse
 from nanochat.decoding import Decoder, cast_again, inference_copy
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache, Pass
-from nanochat.runtime import free_memory
+from nanochat.runtime import free_memory, keep_freed_memory
 from nanochat.sampling import Draw, grouped, log_probabilities, sample, uniform
 from nanochat.tokenizer import Tokenizer
 
@@ -199,6 +199,8 @@ class Engine:
         self.max_rows = max(1, min(self.max_rows, fitting - self.static))
         self.free = dict.fromkeys(range(self.max_rows))
         self.cache = KVCache(config, self.max_rows + self.static, self.max_length, dtype, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         if self.static:
             self.decoder = Decoder(self.model, self.cache, self.compiles)
 

@@ -8,6 +8,9 @@ N tokens of a pass, n rows of a run, T tokens of a row, S cached positions, H qu
 width, V vocabulary.
 """
 
+import math
+import mmap
+
 import numpy as np
 import torch
 
@@ -24,8 +27,7 @@ class KVCache:
 
     def __init__(self, config: GPTConfig, max_rows: int, max_length: int, dtype: torch.dtype, device: torch.device):
         shape = (config.n_layer, max_rows, max_length, config.n_kv_head, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = (_zeros(shape, dtype, device) for _ in range(2))
         self.ids = np.zeros((max_rows, max_length), dtype=np.int64)
         self.lengths = np.zeros(max_rows, dtype=np.int64)
         self.max_rows, self.max_length, self.device = max_rows, max_length, device
@@ -46,6 +48,13 @@ class KVCache:
             stored[:, target, :length] = stored[:, source, :length]
         self.ids[target, :length] = self.ids[source, :length]
         self.lengths[target] = length
+
+
+def _zeros(shape: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # mapped, they take memory only where something is written: most rows never reach their full length
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
 
 
 class Pass:

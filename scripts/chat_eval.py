@@ -47,7 +47,8 @@ def parse_args(argv=None):
         "-b",
         "--batch-size",
         type=int,
-        help="problems at a time, of multiple choice so many whole sequences (default: 64 on CUDA, 8 elsewhere)",
+        default=64,
+        help="problems at a time; of multiple choice so many whole sequences",
     )
     parser.add_argument("-g", "--model-tag", help="default: the largest d<N>")
     parser.add_argument("-s", "--step", type=int, help="default: the newest")

@@ -278,3 +278,37 @@ def test_no_special_token_is_ever_shown(tokens):
 @given(st.text(max_size=20))
 def test_any_text_streams_as_it_is(text):
     assert chat.visible_text(BYTES, b(text)) == text
+
+
+@anyone
+@given(st.text(alphabet="abé🙂 ", max_size=30), st.lists(st.text(alphabet="abé🙂", min_size=1, max_size=4), max_size=3))
+def test_a_stream_ends_where_the_first_stop_text_begins(text, stop):
+    stream, pieces = chat.TextStream(BYTES, stop), []
+    for token in b(text):
+        pieces.append(stream.push(token))
+        if stream.stopped:
+            break
+    shown = "".join([*pieces, stream.flush()])
+    # the first to be whole ends it; of those that are whole at the same character the longest begins first
+    ends = [text.index(each) + len(each) for each in stop if each in text]
+    heard = text[: min(ends)] if ends else text
+    first = min((heard.index(each) for each in stop if each in heard), default=len(text))
+    assert shown == text[:first] and stream.stopped == bool(ends)
+    assert not ends or stream.push(97) == stream.flush() == ""
+
+
+def test_what_may_become_a_stop_text_is_held_back():
+    stream = chat.TextStream(BYTES, ("stop!",))
+    assert [stream.push(token) for token in b("a st so stop?")] == [
+        *"a ",
+        "",
+        "",
+        "st ",
+        "",
+        "",
+        "so",
+        " ",
+        *[""] * 4,
+        "stop?",
+    ]
+    assert not stream.stopped
