@@ -101,7 +101,7 @@ class Engine:
         self.max_rows, self.max_length = max_rows, max_length or model.config.sequence_len
         self.device = model.lm_head.weight.device
         self.static, self.compiles = self.device.type == "cuda" if static is None else static, compiles
-        self.source, self.model = model, inference_copy(model)
+        self.model = inference_copy(model)
         self.ends = {tokenizer.special["<|assistant_end|>"], tokenizer.bos}
         self.cache: KVCache | None = None  # made at the first step
         self.decoder: Decoder | None = None
@@ -119,7 +119,7 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Queue a request; its id is in the events that step() returns. A prompt that leaves no room for the answer,
         or for half of the context, loses its oldest turns."""
-        check(request, self.source.config.vocab_size)
+        check(request, self.model.config.vocab_size)
         self.next_id += 1
         self.waiting[self.next_id] = Row(self.next_id, request, self.tokenizer, self.max_length)
         return self.next_id
@@ -159,11 +159,11 @@ class Engine:
         finally:
             self._close(id)
 
-    def refresh(self) -> None:
-        """To be called when the model has learned more: nothing that was read before counts."""
+    def refresh(self, model: GPT) -> None:
+        """Go on with the weights of `model`, which has learned more: nothing that was read before counts."""
         if self.busy:
             raise RuntimeError("the model cannot change while requests are under way")
-        cast_again(self.source, self.model)
+        cast_again(model, self.model)
         if self.cache is not None:
             self.cache.lengths[:] = 0
 
@@ -331,3 +331,10 @@ def check(request: Request, vocab_size: int) -> None:
             raise ValueError(f"{name} is {value}; expected {low} to {high}")
     if not all(request.stop):
         raise ValueError("a text to stop at is empty")
+
+
+def ask(model: GPT, tokenizer: Tokenizer, question: str, max_tokens: int = 256, temperature: float = 0.0) -> str:
+    """One question, one answer: the visible text."""
+    prompt = chat.prompt(tokenizer, {"messages": [{"role": "user", "content": question}]})
+    engine = Engine(model, tokenizer, max_rows=1, max_length=len(prompt) + max_tokens, static=False)
+    return "".join(event.text for event in engine.stream(Request(prompt, max_tokens, temperature)))

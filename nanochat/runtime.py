@@ -147,9 +147,11 @@ class Runtime:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a run may take: what is free on the GPU; elsewhere half of the machine's memory."""
+    """Bytes that a run may take: what is free on the GPU, or kept by torch for what comes; elsewhere half of the
+    machine's memory."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type == "mps":
         return torch.mps.recommended_max_memory()
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

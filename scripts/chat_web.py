@@ -20,6 +20,7 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("-m", "--max-tokens", type=int, default=512, help="of an answer, where a request does not say")
     parser.add_argument("-p", "--port", type=int, default=8000, help="0 takes any that is free")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (there is no password)")
+    parser.add_argument("--compile", type=int, default=0, choices=[0, 1], help="faster on GPUs, after a minute or more")
     parser.add_argument("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
     args = parser.parse_args(argv)
     bounds = {"num-gpus": 64, "temperature": 2, "top-k": 200, "max-tokens": 4096, "port": 65535}
@@ -58,6 +59,7 @@ def main(args: argparse.Namespace) -> None:
 
     from nanochat import decoding, runtime
     from nanochat.checkpoint import CheckpointError, load_model
+    from nanochat.compilation import will_compile
     from nanochat.engine import Engine
     from nanochat.engine_worker import EngineWorker
     from nanochat.server import create_app
@@ -70,16 +72,20 @@ def main(args: argparse.Namespace) -> None:
             for gpu, device in enumerate(replica_devices(run.device, args.num_gpus)):
                 replica = dataclasses.replace(run, device=device)
                 model, tokenizer, meta = load_model(args.source, replica, args.model_tag, args.step)
-                workers.append(EngineWorker(Engine(model, tokenizer, static=decoding.available(replica)), gpu))
+                static = decoding.available(replica)
+                compiles = static and bool(args.compile) and will_compile(1, replica)
+                engine = Engine(model, tokenizer, static=static, compiles=compiles)
+                del model  # the engine's copy is smaller on GPUs
+                workers.append(EngineWorker(engine, gpu))
         except (CheckpointError, TokenizerError) as error:
             raise SystemExit(str(error)) from error
-        if run.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL_MODEL:
+        if run.device.type == "cpu" and sum(p.numel() for p in engine.model.parameters()) < SMALL_MODEL:
             torch.set_num_threads(1)  # leaves the other cores to the event loop and to other programs
         model_name = f"{meta['tag']} · {meta['stage']} · step {meta['step']}"
         app = create_app(
             workers,
             tokenizer,
-            model.config.sequence_len,
+            engine.max_length,
             temperature=args.temperature,
             top_k=args.top_k,
             max_tokens=args.max_tokens,

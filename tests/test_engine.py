@@ -467,6 +467,12 @@ def test_a_stream_tells_the_events_of_its_request_and_then_ends(model):
     assert events[-1].finish == finish
 
 
+def test_one_question_one_answer_as_the_readme_has_it(model):
+    prompt = chat.prompt(TOKENIZER, {"messages": [{"role": "user", "content": "Who are you?"}]})
+    expected = chat.visible_text(TOKENIZER, slow_greedy(model, prompt, 20, 100)[0])
+    assert engine.ask(model, TOKENIZER, "Who are you?", max_tokens=20) == expected
+
+
 def test_generating_nothing_gives_nothing(model):
     assert Engine(model, TOKENIZER).generate([]) == []
 

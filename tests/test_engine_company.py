@@ -346,13 +346,13 @@ def test_weights_are_cast_once_and_again_when_the_model_has_learned(model):
     with torch.no_grad():
         for parameter in rounded.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    machine.refresh()
+    machine.refresh(rounded)
     (after,) = machine.generate([Request(prompt, max_tokens=12)])
     assert before != after == Engine(rounded, TOKENIZER, max_rows=2).generate([Request(prompt, max_tokens=12)])[0]
     stream = machine.stream(Request(prompt, max_tokens=12))
     next(stream)
     with pytest.raises(RuntimeError, match="under way"):
-        machine.refresh()
+        machine.refresh(rounded)
 
 
 def test_casting_again_keeps_the_memory_where_it_is(model):
