@@ -159,9 +159,9 @@ def check_loss(machine, in_fp8=False):
     return {"error": max(errors), "tolerance": 0.2 if in_fp8 else tolerance(machine)}
 
 
-def small_model(dtype, device, seed=0) -> GPT:
+def small_model(dtype, device, seed=0, heads=(4, 2)) -> GPT:
     """Nothing in it is zero, as it would be after initialization."""
-    model = GPT(GPTConfig(256, 512, 3, 4, 2, 256, "L"), dtype, "sdpa").to(device)
+    model = GPT(GPTConfig(256, 512, 3, *heads, 256, "L"), dtype, "sdpa").to(device)
     model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -170,9 +170,9 @@ def small_model(dtype, device, seed=0) -> GPT:
     return model
 
 
-def twins(machine):
+def twins(machine, heads=(4, 2)):
     """The same model in float64 on the CPU and as it trains here."""
-    model = small_model(machine.dtype, machine.device)
+    model = small_model(machine.dtype, machine.device, heads=heads)
     exact = GPT(model.config, torch.float64, "sdpa").double()
     exact.load_state_dict({name: value.cpu().double() for name, value in model.state_dict().items()})
     idx = torch.randint(0, 512, (2, 257), generator=torch.Generator().manual_seed(1))
@@ -214,22 +214,34 @@ def check_decoding(machine):
 
 
 def check_graphs(machine):
-    """Logits of single tokens from the decoder of fixed shapes, recorded on GPUs, in rows of different lengths; then
-    the time of a step."""
-    exact, model, idx = twins(machine)
+    """Logits of single tokens from the decoder of fixed shapes, recorded on GPUs and there compiled, too, in rows of
+    different lengths; then the time of a step."""
+    exact, model, idx = twins(machine, heads=(2, 2))
+    begun, steps, found = (40, 50, 1), 14, {}
+    idx = idx[[0, 1, 0]]
+    compiles = machine.device.type == "cuda" and not missing_compiler(machine.device)
     with torch.no_grad():
         right = exact(idx[:, :64])
-        cache = KVCache(model.config, 9, 64, machine.dtype, machine.device)
-        decoder, begun, found = Decoder(inference_copy(model), cache), (40, 50), []
-        reading = Pass(cache, [(row, idx[row, :end].tolist()) for row, end in enumerate(begun)])
-        model.hidden(reading.idx, reading)
-        reading.end()
-        for t in range(14):
-            found.append(decoder([0, 1], [int(idx[row, end + t]) for row, end in enumerate(begun)]).cpu())
-        right = torch.stack([right[row, end : end + 14] for row, end in enumerate(begun)], dim=1)
-        cache.lengths[:] = 0
-        step = milliseconds(lambda: decoder([0], [1]), machine, repeats=3)
-    return {"error": error(torch.stack(found), right), "tolerance": 2 * tolerance(machine), "ms_step": round(step, 3)}
+        right = torch.stack([right[row, end : end + steps] for row, end in enumerate(begun)], dim=1)
+        errors = []
+        for name in ("ms", "ms_compiled") if compiles else ("ms",):
+            cache = KVCache(model.config, 9, 64, machine.dtype, machine.device)
+            decoder, logits = Decoder(inference_copy(model), cache, name == "ms_compiled"), []
+            reading = Pass(cache, [(row, idx[row, :end].tolist()) for row, end in enumerate(begun)])
+            model.hidden(reading.idx, reading)
+            reading.end()
+            for t in range(steps):
+                ids = [int(idx[row, end + t]) for row, end in enumerate(begun)]
+                logits.append(decoder([0, 1, 2], ids).cpu())
+            errors.append(error(torch.stack(logits), right))
+            decoder([3], [1])
+
+            def step(decoder=decoder, cache=cache):
+                cache.lengths[3] = 9
+                return decoder([3], [1]).argmax(dim=-1).tolist()
+
+            found[f"{name}_step"] = round(milliseconds(step, machine), 3)
+    return {"error": max(errors), "tolerance": 2 * tolerance(machine), **found}
 
 
 def check_compile(machine):

@@ -9,13 +9,17 @@ import torch
 from nanochat import attention
 from nanochat.runtime import Runtime, missing_compiler
 
-MANY = 64  # shapes of one function: kinds of layers, of passes, of parameters
+MANY = 512  # shapes of one function: kinds of layers, of passes, of parameters; for every GPU that a server drives
+
+
+def compile_function(function: Callable) -> Callable:
+    """Compiled for each new shape of the tensors that it is given. Where the graph would break, that is an error."""
+    torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = MANY  # of this thread
+    return _compile(function)
 
 
 @lru_cache
-def compile_function(function: Callable) -> Callable:
-    """Compiled for each new shape of the tensors that it is given. Where the graph would break, that is an error."""
-    torch._dynamo.config.recompile_limit = MANY
+def _compile(function: Callable) -> Callable:
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 

@@ -196,9 +196,9 @@ class Engine:
         """As many rows as were asked for, or as fit into most of the memory: further requests wait."""
         config, dtype = self.model.config, self.model.dtype
         fitting = int(CACHE_SHARE * free_memory(self.device)) // KVCache.row_bytes(config, self.max_length, dtype)
-        self.max_rows = max(1, min(self.max_rows, fitting - self.static))
+        self.max_rows = max(1, min(self.max_rows, fitting))
         self.free = dict.fromkeys(range(self.max_rows))
-        self.cache = KVCache(config, self.max_rows + self.static, self.max_length, dtype, self.device)
+        self.cache = KVCache(config, self.max_rows, self.max_length, dtype, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         if self.static:
@@ -210,7 +210,7 @@ class Engine:
         for row in list(islice(self.waiting.values(), len(self.free))):
             prompt = np.array(row.prompt)
             shared = self.cache.common_prefixes(prompt)
-            stored = np.minimum(shared, self.cache.lengths)[: self.max_rows]
+            stored = np.minimum(shared, self.cache.lengths)
             soon = max((min(shared[other.place], len(other.prompt)) for other in self.reading), default=0)
             if soon < stored.max() + WORTH_COPYING:
                 del self.waiting[row.id]
@@ -262,9 +262,10 @@ class Engine:
             logits = self.decoder([row.place for row in rows], [row.next[0] for row in rows])
         else:
             reading = Pass(self.cache, [(row.place, row.next) for row in rows])
+            last = torch.from_numpy(reading.stops[chooses] - 1).to(self.device)  # before the pass, not to wait for it
             x = self.model.hidden(reading.idx, reading)
             reading.end()
-            logits = self.model.logits(x[reading.stops[chooses] - 1, 0]) if choosing else None
+            logits = self.model.logits(x[last, 0]) if choosing else None
         return self._write(choosing, logits, groups) if choosing else []
 
     def _draw(self, i: int, row: Row) -> Draw:

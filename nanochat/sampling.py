@@ -66,7 +66,7 @@ def log_probabilities(
     """For each row of logits (n, V): the log-probability of its token, and the `count` likeliest tokens with theirs. As
     the model gives them, without temperature, top-k or top-p."""
     logs = torch.log_softmax(logits, dim=-1)
-    chosen = logs[torch.arange(len(tokens)), tokens].tolist()
+    chosen = logs.gather(1, torch.tensor(tokens, device=logits.device).unsqueeze(1)).squeeze(1).tolist()
     values, ids = logs.topk(count, dim=-1)
     likeliest = [list(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)]
     return list(zip(chosen, likeliest, strict=True))

@@ -76,9 +76,14 @@ def main(args):
             model = build_model(model_config(args.depth, args.vocab_size, *shape), machine)
             tokenizer = any_tokenizer(args.vocab_size)
         T = model.config.sequence_len
+        if T < 4 * (WARM_STEPS + args.steps):
+            raise ValueError(
+                f"rows of {T} tokens are too short for --steps {args.steps}: at most {T // 4 - WARM_STEPS}"
+            )
         compiles = bool(args.compile) and will_compile(1, machine)
         bench = Bench(model, tokenizer, machine, args, compiles)
-        lengths = [n for n in args.prompts or (T // 16, T // 4, T // 2) if n < T] or [T // 2]
+        most = T // 2 - WARM_STEPS - args.steps  # the other half is the answer's
+        lengths = sorted({max(1, min(n, most)) for n in args.prompts or (T // 16, T // 4, T // 2)})
         found = {
             "step": bench.step_against_bare_forward(),
             "first_token": [bench.first_token(length) for length in lengths],
@@ -101,8 +106,13 @@ class Bench:
     def __init__(self, model, tokenizer, machine, args, compiles: bool):
         self.model, self.tokenizer, self.machine, self.args, self.compiles = model, tokenizer, machine, args, compiles
         self.rates = check_rates(machine)
-        config = model.config
-        counts = model.counts()
+        static = available(machine)
+        # one engine for all, so that what is recorded or compiled serves all
+        self.engine = Engine(
+            model, tokenizer, max(*args.rows, COMPANY + 1), static=static, compiles=compiles and static
+        )
+        self.engine.ends = set()  # random models end anywhere
+        config, counts = model.config, model.counts()
         self.matrices = counts["transformer_matrices"] + counts["lm_head"]
         self.position_bytes = KVCache.row_bytes(config, 1, model.dtype) // config.n_layer  # of a layer
         print(
@@ -112,16 +122,23 @@ class Bench:
             flush=True,
         )
 
-    def engine(self, rows: int, max_length: int | None = None) -> Engine:
-        static = available(self.machine)
-        engine = Engine(self.model, self.tokenizer, rows, max_length, static=static, compiles=self.compiles and static)
-        engine.ends = set()  # random models end anywhere
-        return engine
-
-    def request(self, length: int, seed: int = 0, max_tokens: int = 1 << 20) -> Request:
+    def request(self, length: int, seed: int = 0) -> Request:
         generator = torch.Generator().manual_seed(seed)
         prompt = torch.randint(0, 256, (length,), generator=generator).tolist()
-        return Request(prompt, max_tokens, self.args.temperature, seed=seed)
+        return Request(prompt, 1 << 20, self.args.temperature, seed=seed)
+
+    def write(self, rows: int) -> list[int]:
+        """Have so many requests write, or as many as there is memory for, and nothing else; their ids."""
+        self.finish()
+        ids = [self.engine.submit(self.request(2, seed)) for seed in range(rows)]
+        while len(self.engine.writing) < min(rows, self.engine.max_rows):
+            self.engine.step()
+        return ids
+
+    def finish(self) -> None:
+        for row in [*self.engine.waiting.values(), *self.engine.reading, *self.engine.writing]:
+            self.engine.cancel(row.id)
+        self.engine.refresh(self.model)  # nothing is read from what was there before
 
     def limit(self, tokens: int, rows: int, length: int) -> tuple[float, float]:
         """Seconds that the machine's copies need for the bytes of a pass, and its products for the operations: `tokens`
@@ -139,43 +156,46 @@ class Bench:
         self.machine.synchronize()
         return time.perf_counter() - begin
 
+    def step_seconds(self) -> float:
+        """The median of steps, after some that do not count."""
+        seconds = [self.timed(self.engine.step) for _ in range(WARM_STEPS + self.args.steps)]
+        return statistics.median(seconds[WARM_STEPS:])
+
     @torch.no_grad()
     def step_against_bare_forward(self) -> dict:
         """One row's step, against the model given one token and no past: what the engine itself takes. In turns, as
         machines drift."""
-        engine = self.engine(1)
-        engine.submit(self.request(8))
+        self.write(1)
         idx = torch.tensor([[5]], device=self.machine.device)
         bare, steps = [], []
-        for _ in range(WARM_STEPS + 5 * self.args.steps):
-            bare.append(self.timed(lambda: engine.model(idx)))
-            steps.append(self.timed(engine.step))
+        for _ in range(3 * (WARM_STEPS + self.args.steps)):
+            bare.append(self.timed(lambda: self.engine.model(idx)))
+            steps.append(self.timed(self.engine.step))
         bare, step = (statistics.median(seconds[WARM_STEPS:]) for seconds in (bare, steps))
         print(f"a step of one row {1000 * step:.2f} ms, {step / bare:.2f} times the bare forward pass", flush=True)
         return {"ms": round(1000 * step, 3), "bare_ms": round(1000 * bare, 3), "ratio": round(step / bare, 3)}
 
     def first_token(self, length: int) -> dict:
-        engine, seconds = self.engine(1, max_length=length + 2), []
+        seconds = []
         for seed in range(1 + ROUNDS):
-            stream = engine.stream(self.request(length, seed, max_tokens=1))
+            self.finish()
+            stream = self.engine.stream(self.request(length, seed))
             seconds.append(self.timed(lambda: next(stream)))  # noqa: B023
             stream.close()
         middle = statistics.median(seconds[1:])
         share = max(self.limit(length, 1, length // 2)) / middle  # the mean position has half before it
-        print(f"prompt of {length}: first token after {1000 * middle:.1f} ms, {100 * share:.0f} % of the limit")
+        print(f"prompt of {length:4}: first token after {1000 * middle:.1f} ms, {100 * share:.0f} % of the limit")
         rate = round(length / middle)
         return {"prompt": length, "ms": round(1000 * middle, 2), "tok_per_sec": rate, "share": round(share, 3)}
 
     def newcomer(self, length: int) -> dict:
         """A prompt that comes while others write: its first token, and the longest that they wait for one of theirs."""
-        engine = self.engine(COMPANY + 1)
-        for seed in range(COMPANY):
-            engine.submit(self.request(8, seed))
-        alone = statistics.median([self.timed(engine.step) for _ in range(WARM_STEPS + self.args.steps)][WARM_STEPS:])
-        id, steps, come = engine.submit(self.request(length, seed=COMPANY)), [], False
+        self.write(COMPANY)
+        alone = self.step_seconds()
+        id, steps, come = self.engine.submit(self.request(length, seed=COMPANY)), [], False
         while not come:
             begin = time.perf_counter()
-            come = any(event.id == id for event in engine.step())
+            come = any(event.id == id for event in self.engine.step())
             steps.append(time.perf_counter() - begin)
         gap, total = (round(1000 * seconds, 2) for seconds in (max(steps), sum(steps)))
         print(f"beside {COMPANY} that write, a prompt of {length}: first token after {total} ms, longest step {gap} ms")
@@ -183,16 +203,13 @@ class Bench:
 
     def decode(self, rows: int, length: int) -> dict:
         """Steps of so many rows that hold `length` positions each: no prompts are read for it."""
-        engine = self.engine(rows, max_length=2 * (length + WARM_STEPS + self.args.steps) + 2)
-        for seed in range(rows):
-            engine.submit(self.request(1, seed))
-        while len(engine.writing) < min(rows, engine.max_rows):
-            engine.step()
-        engine.cache.lengths[: engine.max_rows] = length
-        for stored in (engine.cache.keys, engine.cache.values):
-            stored.fill_(0.01)  # pages that were never written cost nothing to read
-        seconds = [self.timed(engine.step) for _ in range(WARM_STEPS + self.args.steps)][WARM_STEPS:]
-        middle, rows = statistics.median(seconds), len(engine.writing)  # fewer where memory is short
+        self.write(rows)
+        rows = len(self.engine.writing)
+        for row in self.engine.writing:
+            for stored in (self.engine.cache.keys, self.engine.cache.values):
+                stored[:, row.place, :length] = 0.01  # pages that were never written cost nothing to read
+            self.engine.cache.lengths[row.place] = length
+        middle = self.step_seconds()
         by_bytes, by_products = self.limit(rows, rows, length + WARM_STEPS + self.args.steps // 2)
         found = {
             "rows": rows,
@@ -201,7 +218,7 @@ class Bench:
             "tok_per_sec": round(rows / middle, 1),
             "share": round(max(by_bytes, by_products) / middle, 3),
             "bound_by": "bytes" if by_bytes > by_products else "products",
-            "cache_mb": round(engine.cache.keys.nbytes * 2 / 1e6, 1),
+            "cache_mb": round(rows * length * self.position_bytes * self.model.config.n_layer / 1e6, 1),
         }
         print(
             f"{rows:4} rows of {length:4}: {1000 * middle:8.2f} ms a token, {rows / middle:9.1f} tokens/s, "

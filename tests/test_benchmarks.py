@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nanochat.batches import best_fit
-from scripts import bench_data, bench_train
+from scripts import bench_data, bench_infer, bench_train
 
 SMALL = "--device-type cpu --depth 2 --aspect-ratio 32 --head-dim 32 --max-seq-len 64 --device-batch-size 2 "
 SMALL += "--vocab-size 256 --steps 2"
@@ -72,3 +72,19 @@ def test_the_linear_scan_takes_the_largest_that_fits_and_crops_the_shortest():
 def test_the_torch_that_was_measured_is_named(capsys):
     bench_train.main(bench_train.parse_args(SMALL.split()))
     assert last_line(capsys.readouterr().out)["torch"] == torch.__version__
+
+
+def test_inference_is_measured_by_rows_and_prompts(capsys):
+    flags = "--device-type cpu --depth 2 --aspect-ratio 32 --head-dim 32 --max-seq-len 64 --vocab-size 300 --steps 2"
+    bench_infer.main(bench_infer.parse_args([*flags.split(), "--rows", "1,3", "--prompts", "4,16"]))
+    found = last_line(capsys.readouterr().out)
+    assert [(part["rows"], part["prompt"]) for part in found["decode"]] == [(1, 4), (1, 16), (3, 4), (3, 16)]
+    assert [part["prompt"] for part in found["first_token"]] == [4, 16]
+    assert all(part["tok_per_sec"] > 0 and part["share"] > 0 for part in [*found["decode"], *found["first_token"]])
+    assert found["step"]["ratio"] == pytest.approx(found["step"]["ms"] / found["step"]["bare_ms"], rel=0.05)
+    assert found["decoder"] == "ragged" and found["newcomer"]["prompt"] == 16
+    with pytest.raises(SystemExit, match="at most 11"):
+        bench_infer.main(bench_infer.parse_args([*flags.split(), "--steps", "12"]))
+    for wrong in (["--rows", "0"], ["--prompts", "a"], ["--examine", "arithmetic"], ["--steps", "0"]):
+        with pytest.raises(SystemExit):
+            bench_infer.parse_args(wrong)

@@ -374,19 +374,19 @@ def test_casting_again_keeps_the_memory_where_it_is(model):
 def test_steps_of_fixed_shapes_are_the_full_pass_for_any_number_of_rows(model):
     idx = torch.randint(0, 256, (11, 200), generator=torch.Generator().manual_seed(0))
     expected = model.hidden(idx)
-    cache = KVCache(model.config, 11 + 1, 200, torch.float32, torch.device("cpu"))
+    cache = KVCache(model.config, 11, 200, torch.float32, torch.device("cpu"))
     begun = [1, 150, 3, 40, 128, 129, 130, 2, 90, 7, 60]
     for row, length in enumerate(begun):
         reading = Pass(cache, [(row, idx[row, :length].tolist())])
         model.hidden(reading.idx, reading)
         reading.end()
     decoder = Decoder(model, cache)
-    for rows in ([0], [1, 5], list(range(11)), [10, 3, 7], list(range(8)), [4], list(range(9))):
+    for rows in ([0], [1, 5], list(range(11)), [10, 3, 7], list(range(8)), [4], list(range(9)), [9, 1, 7, 2, 3]):
         lengths = [int(cache.lengths[row]) for row in rows]
         found = decoder(rows, [int(idx[row, length]) for row, length in zip(rows, lengths, strict=True)])
         right = model.logits(torch.stack([expected[row, n] for row, n in zip(rows, lengths, strict=True)]))
         assert torch.allclose(found, right, atol=1e-4)
-    assert sorted(decoder.recorded) == [1, 8, 11]
+    assert sorted(decoder.recorded) == [1, 2, 4, 8, 11]
     cache.lengths[2] = 200
     with pytest.raises(ValueError, match="200 positions"):
         decoder([2], [1])
@@ -397,11 +397,11 @@ def test_compiled_steps_say_the_same_and_compile_once_for_each_kind_of_layer_and
 
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **how: real(function, backend="aot_eager", **how))
-    compilation.compile_function.cache_clear()
+    compilation._compile.cache_clear()
     requests = [Request([TOKENIZER.bos, *range(n)], max_tokens=20) for n in (150, 3, 60)]
     before = compilation.times_compiled()
     answers = Engine(model, TOKENIZER, max_rows=3, static=True, compiles=True).generate(requests)
-    compilation.compile_function.cache_clear()
+    compilation._compile.cache_clear()
     assert answers == Engine(model, TOKENIZER, max_rows=3).generate(requests)
     kinds = 3  # windows and value embeddings: S with, S without, L with
-    assert compilation.times_compiled() - before <= 2 * kinds
+    assert 0 < compilation.times_compiled() - before <= 2 * kinds
