@@ -120,8 +120,8 @@ class ToolUse:
 class TextStream:
     """Tokens in, text out: never half a character, never a special token, nothing of a tool call or its output.
 
-    stop: texts, none of them empty, of which the first to come ends it: `stopped` is true then, and neither that text
-    nor anything after it is shown. What may be the beginning of one is held back.
+    stop: texts, none of them empty, of which the first to be whole ends it: `stopped` is true then, and neither that
+    text nor anything after it is shown. What may be the beginning of one is held back.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
@@ -151,11 +151,11 @@ class TextStream:
         if not self.stop or self.stopped:
             return "" if self.stopped else text
         text = self.held + text
-        ends = [text.find(stop) for stop in self.stop]
-        self.stopped = max(ends) >= 0
-        if self.stopped:
+        found = [(text.find(stop) + len(stop), text.find(stop)) for stop in self.stop if stop in text]
+        self.stopped = bool(found)
+        if self.stopped:  # by the first to be whole
             self.held = ""
-            return text[: min(end for end in ends if end >= 0)]
+            return text[: min(found)[1]]
         begun = min(len(text), max(map(len, self.stop)) - 1)
         while begun and not any(stop.startswith(text[len(text) - begun :]) for stop in self.stop):
             begun -= 1

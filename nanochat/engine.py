@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from operator import index
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from nanochat.decoding import Decoder, cast_again, inference_copy
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache, Pass
 from nanochat.runtime import free_memory, keep_freed_memory
-from nanochat.sampling import Draw, grouped, log_probabilities, sample, uniform
+from nanochat.sampling import Draw, grouped, log_probabilities, sample
 from nanochat.tokenizer import Tokenizer
 
 PREFILL = {"cpu": 512, "mps": 512, "cuda": 4096}  # tokens of prompts that a step reads at most
@@ -48,7 +49,8 @@ class Request:
 
 @dataclass(slots=True)
 class Event:
-    """A token of request `id`, or its end: finish is "stop", by the end mark or a stop text, or "length".
+    """A token of request `id`, or its end: finish is "stop", by the end mark or a stop text, "length", or "error", when
+    a step failed for all.
 
     text: what has become sure of the visible text, never half a character. end: the mark with which the model ended
     its turn; it is no token of the answer. likeliest: (id, log-probability) of as many tokens as were asked for, the
@@ -98,7 +100,9 @@ class Engine:
         compiles: bool = False,
     ):
         self.tokenizer = tokenizer
-        self.max_rows, self.max_length = max_rows, max_length or model.config.sequence_len
+        self.max_rows, self.max_length = max_rows, model.config.sequence_len if max_length is None else max_length
+        if self.max_rows < 1 or self.max_length < 4:
+            raise ValueError(f"{max_rows} rows of {self.max_length} tokens; expected 1 or more, of 4 or more")
         self.device = model.lm_head.weight.device
         self.static, self.compiles = self.device.type == "cuda" if static is None else static, compiles
         self.model = inference_copy(model)
@@ -109,7 +113,8 @@ class Engine:
         self.reading: deque[Row] = deque()
         self.writing: list[Row] = []
         self.free: dict[int, None] = {}  # places, the longest unused first
-        self.opened: dict[int, deque[Event]] = {}  # events of streams that were not fetched yet
+        self.opened: dict[int, deque[Event]] = {}  # the events of streams that were not fetched yet
+        self.unheard: list[Event] = []  # those of other requests
         self.next_id = 0
 
     @property
@@ -119,7 +124,7 @@ class Engine:
     def submit(self, request: Request) -> int:
         """Queue a request; its id is in the events that step() returns. A prompt that leaves no room for the answer,
         or for half of the context, loses its oldest turns."""
-        check(request, self.model.config.vocab_size)
+        request = checked(request, self.model.config.vocab_size)
         self.next_id += 1
         self.waiting[self.next_id] = Row(self.next_id, request, self.tokenizer, self.max_length)
         return self.next_id
@@ -130,15 +135,18 @@ class Engine:
         for row in [*self.reading, *self.writing]:
             if row.id == id:
                 self._release(row)
+        self.unheard = [event for event in self.unheard if event.id != id]
+        self.opened.pop(id, None)
 
-    @torch.no_grad()  # not inference_mode: the weights may be those of a model in training
     def step(self) -> list[Event]:
-        """Let the waiting in, read on in their prompts, and move every active request one token on."""
-        if self.cache is None:
-            self._make_cache()
-        writing, reading = list(self.writing), self._read_on()
-        parts = [(writing, True), (reading, False)] if self.static else [(writing + reading, False)]
-        return [event for rows, static in parts if rows for event in self._advance(rows, static)]
+        """Let the waiting in, read on in their prompts, and move every active request one token on. The events of all
+        but the streams, those too that came up while a stream was read.
+
+        When it fails, whatever was under way is dropped, and the engine can be used again.
+        """
+        self._step()
+        events, self.unheard = self.unheard, []
+        return events
 
     def generate(self, requests: list[Request]) -> list[list[int]]:
         """All answers, in the order of the requests: sampled and forced ids, without the end mark. Blocks."""
@@ -175,20 +183,22 @@ class Engine:
         return id
 
     def _events(self, id: int) -> Iterator[Event]:
-        inbox, finished = self.opened[id], False
-        while not finished and (inbox or self.busy):
-            while inbox and not finished:
-                event = inbox.popleft()
+        finished = False
+        while not finished and id in self.opened:  # where it is not, it was cancelled
+            if self.opened[id]:
+                event = self.opened[id].popleft()
                 finished = event.finish is not None
                 yield event
-            if not finished:
-                for event in self.step():  # those of other streams wait for them
-                    if event.id in self.opened:
-                        self.opened[event.id].append(event)
+            else:
+                self._step()
 
     def _close(self, id: int) -> None:
-        del self.opened[id]
+        self.opened.pop(id, None)
         self.cancel(id)
+
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            self.opened.get(event.id, self.unheard).append(event)
 
     # -- places
 
@@ -207,7 +217,9 @@ class Engine:
     def _admit(self) -> None:
         """Give the free places to the waiting, in their order. Whose prompt begins as one that is being read just now
         waits until that can be copied."""
-        for row in list(islice(self.waiting.values(), len(self.free))):
+        for row in list(islice(self.waiting.values(), len(self.free) + self.max_rows)):
+            if not self.free:
+                break
             prompt = np.array(row.prompt)
             shared = self.cache.common_prefixes(prompt)
             stored = np.minimum(shared, self.cache.lengths)
@@ -237,6 +249,22 @@ class Engine:
         self.free[row.place] = None
 
     # -- steps
+
+    @torch.no_grad()  # not inference_mode: the weights may be those of a model in training
+    def _step(self) -> None:
+        if self.cache is None:
+            self._make_cache()
+        try:
+            writing, reading = list(self.writing), self._read_on()
+            for rows, static in [(writing, True), (reading, False)] if self.static else [(writing + reading, False)]:
+                if rows:
+                    self._tell(self._advance(rows, static))
+        except BaseException:  # an interrupt, too: rows that went on by half would go on with another's words
+            for row in [*self.reading, *self.writing]:
+                self._release(row)
+                self.cache.lengths[row.place] = 0
+                self._tell([Event(row.id, None, finish="error")])
+            raise
 
     def _read_on(self) -> list[Row]:
         """Whose prompts are read in this step, and what of them. Who is not done goes to the end."""
@@ -270,7 +298,7 @@ class Engine:
 
     def _draw(self, i: int, row: Row) -> Draw:
         request = row.request
-        return Draw(i, request.temperature, request.top_k or 0, request.top_p, uniform(request.seed, row.count))
+        return Draw(i, request.temperature, request.top_k or 0, request.top_p, request.seed, row.count)
 
     def _choose(self, rows: list[Row], logits: torch.Tensor, groups: list) -> list[int]:
         return sample(logits, groups).tolist()
@@ -315,23 +343,33 @@ class Engine:
         return event
 
 
-def check(request: Request, vocab_size: int) -> None:
-    """ValueError with what is wrong in a request."""
-    if not request.prompt:
+def checked(request: Request, vocab_size: int) -> Request:
+    """The request in plain numbers and lists of its own; ValueError with what is wrong in it."""
+    whole = {"max_tokens": request.max_tokens, "top_k": request.top_k or 0, "seed": request.seed}
+    try:
+        whole = {name: index(value) for name, value in whole.items()}
+        prompt = [index(id) for id in request.prompt]
+        logprobs = None if request.logprobs is None else index(request.logprobs)
+        temperature, top_p = float(request.temperature), float(request.top_p)
+    except TypeError as error:
+        raise ValueError(f"prompt, max_tokens, top_k, seed and logprobs are whole numbers: {error}") from error
+    if not prompt:
         raise ValueError("the prompt is empty")
     for name, value, low, high in (
-        ("a token of the prompt", min(request.prompt), 0, vocab_size - 1),
-        ("a token of the prompt", max(request.prompt), 0, vocab_size - 1),
-        ("max_tokens", request.max_tokens, 1, math.inf),
-        ("temperature", request.temperature, 0, sys.float_info.max),
-        ("top_k", request.top_k or 0, 0, math.inf),
-        ("top_p", request.top_p, 0, 1),
-        ("logprobs", request.logprobs or 0, 0, vocab_size),
+        ("a token of the prompt", min(prompt), 0, vocab_size - 1),
+        ("a token of the prompt", max(prompt), 0, vocab_size - 1),
+        ("max_tokens", whole["max_tokens"], 1, math.inf),
+        ("temperature", temperature, 0, sys.float_info.max),
+        ("top_k", whole["top_k"], 0, math.inf),
+        ("top_p", top_p, 0, 1),
+        ("logprobs", logprobs or 0, 0, vocab_size),
     ):
         if not low <= value <= high:
             raise ValueError(f"{name} is {value}; expected {low} to {high}")
-    if not all(request.stop):
-        raise ValueError("a text to stop at is empty")
+    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
+    if not all(isinstance(text, str) and text for text in stop):
+        raise ValueError(f"stop is {request.stop!r}; expected texts, none of them empty")
+    return Request(prompt, temperature=temperature, top_p=top_p, stop=stop, logprobs=logprobs, **whole)
 
 
 def ask(model: GPT, tokenizer: Tokenizer, question: str, max_tokens: int = 256, temperature: float = 0.0) -> str:

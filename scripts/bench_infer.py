@@ -29,6 +29,7 @@ from tasks.tinyworld import TEST_KINDS, TinyWorld
 
 WARM_STEPS = 5  # recording, compilation, cold caches
 ROUNDS = 5  # of what is done once a request
+VOCABULARIES = range(256 + len(SPECIAL_TOKENS), 256 + 65536 + len(SPECIAL_TOKENS) + 1)  # of random models
 COMPANY = 8  # rows that write while a newcomer's prompt is read
 
 
@@ -44,7 +45,7 @@ def parse_args(argv=None):
     add("--rows", default="1,2,4,8,16,32,64,128,256", help="requests at a time, joined by commas")
     add("--prompts", default="", help="lengths of prompts, joined by commas (default: by the length of a row)")
     add("--temperature", type=float, default=0.0, help="0 is argmax")
-    add("--steps", type=int, default=20, help="timed ones, of each number of rows")
+    add("--steps", type=int, help="timed ones, of each number of rows (default: 20, fewer where rows are short)")
     add("--compile", type=int, default=0, choices=[0, 1], help="compile the blocks of a step (GPUs; a minute or more)")
     add("--examine", choices=TEST_KINDS, help="examine the trained model in this task, one by one and together")
     add("--problems", type=int, default=128, help="of that examination")
@@ -56,13 +57,15 @@ def parse_args(argv=None):
     args.prompts = numbers(parser, "prompts", args.prompts) if args.prompts else None
     if args.examine and args.source not in ("sft", "rl"):
         parser.error("--examine needs a model that was taught to answer: --source sft")
-    if min(args.steps, args.problems) < 1:
+    if args.vocab_size not in VOCABULARIES:
+        parser.error(f"--vocab-size is {args.vocab_size}; expected {VOCABULARIES[0]} to {VOCABULARIES[-1]}")
+    if min(1 if args.steps is None else args.steps, args.problems) < 1:
         parser.error("--steps and --problems are 1 or more")
     return args
 
 
 def numbers(parser: argparse.ArgumentParser, name: str, text: str) -> list[int]:
-    if not all(part.isdigit() and int(part) for part in text.split(",")):
+    if not all(part.isdecimal() and int(part) for part in text.split(",")):
         parser.error(f"--{name} is {text!r}; expected numbers from 1 on, joined by commas")
     return [int(part) for part in text.split(",")]
 
@@ -76,14 +79,17 @@ def main(args):
             model = build_model(model_config(args.depth, args.vocab_size, *shape), machine)
             tokenizer = any_tokenizer(args.vocab_size)
         T = model.config.sequence_len
-        if T < 4 * (WARM_STEPS + args.steps):
-            raise ValueError(
-                f"rows of {T} tokens are too short for --steps {args.steps}: at most {T // 4 - WARM_STEPS}"
-            )
+        longest = T // 4 - WARM_STEPS
+        args.steps = args.steps or max(1, min(20, longest))
+        if args.steps > longest:
+            raise ValueError(f"rows of {T} tokens are too short for {args.steps} steps; --max-seq-len may be longer")
         compiles = bool(args.compile) and will_compile(1, machine)
         bench = Bench(model, tokenizer, machine, args, compiles)
         most = T // 2 - WARM_STEPS - args.steps  # the other half is the answer's
-        lengths = sorted({max(1, min(n, most)) for n in args.prompts or (T // 16, T // 4, T // 2)})
+        asked = args.prompts or (T // 16, T // 4, T // 2)
+        lengths = sorted({max(1, min(n, most)) for n in asked})
+        if args.prompts and max(asked) > most:
+            print(f"prompts of {most} tokens at most: a row has {T}, of which half is the answer's")
         found = {
             "step": bench.step_against_bare_forward(),
             "first_token": [bench.first_token(length) for length in lengths],

@@ -27,6 +27,8 @@ def parse_args(argv=None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.temperature <= 2:
         parser.error(f"--temperature is {args.temperature}, expected 0 to 2")
+    if args.prompt and not args.prompt.strip():
+        parser.error("--prompt is empty")
     if args.top_k < 0:
         parser.error(f"--top-k is {args.top_k}, expected 0 (all) or more")
     return args

@@ -56,6 +56,8 @@ def parse_args(argv=None):
     parser.add_argument("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
     args = parser.parse_args(argv)
     args.names = task_names(args.task_name)
+    if args.temperature < 0 or args.top_k < 0:
+        parser.error(f"--temperature is {args.temperature} and --top-k {args.top_k}; expected 0 or more")
     for flag in ("max_new_tokens", "num_samples", "batch_size", "max_problems"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             parser.error(f"--{flag.replace('_', '-')} is {getattr(args, flag)}; expected at least 1")

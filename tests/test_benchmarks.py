@@ -83,8 +83,15 @@ def test_inference_is_measured_by_rows_and_prompts(capsys):
     assert all(part["tok_per_sec"] > 0 and part["share"] > 0 for part in [*found["decode"], *found["first_token"]])
     assert found["step"]["ratio"] == pytest.approx(found["step"]["ms"] / found["step"]["bare_ms"], rel=0.05)
     assert found["decoder"] == "ragged" and found["newcomer"]["prompt"] == 16
-    with pytest.raises(SystemExit, match="at most 11"):
+    with pytest.raises(SystemExit, match="too short for 12 steps"):
         bench_infer.main(bench_infer.parse_args([*flags.split(), "--steps", "12"]))
-    for wrong in (["--rows", "0"], ["--prompts", "a"], ["--examine", "arithmetic"], ["--steps", "0"]):
+    for wrong in (
+        ["--rows", "0"],
+        ["--prompts", "a"],
+        ["--examine", "arithmetic"],
+        ["--steps", "0"],
+        ["--rows", "²"],
+        ["--vocab-size", "200"],
+    ):
         with pytest.raises(SystemExit):
             bench_infer.parse_args(wrong)

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from helpers import MERGES, byte_tokenizer, random_model, small_config
@@ -162,6 +163,18 @@ def test_requests_wait_their_turn_where_memory_is_short(model, monkeypatch):
     assert machine.max_rows == 1
 
 
+def test_one_question_many_times_holds_up_no_other(model, monkeypatch):
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": 16})
+    machine = Engine(model, TOKENIZER, max_rows=4)
+    prompt = [TOKENIZER.bos, *range(120)]
+    for seed in range(7):
+        machine.submit(Request(prompt, max_tokens=2, temperature=1.0, seed=seed))
+    short = machine.submit(Request([TOKENIZER.bos, 5], max_tokens=2))
+    heard = [{event.id for event in machine.step()} for _ in range(3)]
+    assert short in heard[1] and {row.id for row in machine.reading} == {1}
+    assert set(run_all(machine)) == set(range(1, 8))
+
+
 # -- leaving
 
 
@@ -193,13 +206,63 @@ def test_streams_and_lists_side_by_side_lose_nothing(model):
     assert not machine.opened
 
 
-def test_a_stream_whose_request_was_cancelled_ends(model):
+def test_a_stream_whose_request_was_cancelled_ends_at_once(model):
     machine = Engine(model, TOKENIZER, max_rows=2)
     machine.ends = set()
-    stream = machine.stream(Request([1], max_tokens=50))
+    stream, other = (machine.stream(Request([n], max_tokens=50)) for n in (1, 2))
     id = next(stream).id
+    next(other)
+    next(other)  # an event of the first one lies ready
     machine.cancel(id)
-    assert list(stream) == [] and not machine.busy
+    assert list(stream) == [] and machine.writing[0].count == 2
+
+
+def test_what_comes_up_while_a_stream_is_read_is_heard_at_the_next_step(model):
+    machine = Engine(model, TOKENIZER, max_rows=3)
+    prompts = [[TOKENIZER.bos, *range(n)] for n in (9, 4, 12)]
+    ids = [machine.submit(Request(prompt, max_tokens=9)) for prompt in prompts[:2]]
+    assert machine.generate([Request(prompts[2], max_tokens=9)]) == [slow(model, prompts[2], 9)[0]]
+    assert run_all(machine) == {} and machine.unheard  # nothing is left to do, but not all was heard
+    answers = {}
+    for event in machine.step():
+        answers.setdefault(event.id, []).append(event.token)
+    for id, prompt in zip(ids, prompts[:2], strict=True):
+        assert [token for token in answers[id] if token is not None] == slow(model, prompt, 9)[0]
+    assert machine.step() == []
+
+
+def test_what_a_caller_does_to_a_prompt_after_asking_changes_nothing(model):
+    prompt = [TOKENIZER.bos, *range(40)]
+    expected = slow(model, list(prompt), 9)[0]
+    machine, said = Engine(model, TOKENIZER, max_rows=1), []
+    for event in machine.stream(Request(prompt, max_tokens=9)):
+        if event.token is not None:
+            said.append(event.token)
+            prompt += [event.token, 7]
+    assert said == expected
+    array = np.array([TOKENIZER.bos, *range(40)])
+    answers = machine.generate([Request(array, max_tokens=9, seed=np.int64(3)), Request(tuple(array), max_tokens=9)])
+    assert answers == [expected, expected]
+
+
+@pytest.mark.parametrize("where", ["_choose", "_event", "_draw"])
+def test_a_step_that_fails_drops_what_was_under_way_and_mixes_nothing(model, monkeypatch, where):
+    machine = Engine(model, TOKENIZER, max_rows=2)
+    prompts = [[TOKENIZER.bos, *range(n)] for n in (30, 20, 25)]
+    requests = [Request(prompt, max_tokens=9, temperature=1.0, seed=n) for n, prompt in enumerate(prompts)]
+    stream = machine.stream(requests[0])
+    next(stream)
+    id, waiting = machine.submit(requests[1]), machine.submit(requests[2])
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, where, lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            machine.step()
+    assert not machine.reading and not machine.writing and list(machine.waiting) == [waiting]
+    assert [event.finish for event in stream] == ["error"]
+    events = machine.step()
+    assert [(event.id, event.finish) for event in events[:1]] == [(id, "error")] and events[1].id == waiting
+    answers = machine.generate(requests)
+    assert answers == Engine(model, TOKENIZER, max_rows=2).generate(requests)
 
 
 def test_a_soak_leaves_nothing_behind(model, monkeypatch):
