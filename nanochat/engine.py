@@ -189,8 +189,10 @@ class Engine:
                 event = self.opened[id].popleft()
                 finished = event.finish is not None
                 yield event
-            else:
+            elif self.busy:
                 self._step()
+            else:  # its last event was lost by an interrupt
+                return
 
     def _close(self, id: int) -> None:
         self.opened.pop(id, None)
@@ -225,9 +227,9 @@ class Engine:
             stored = np.minimum(shared, self.cache.lengths)
             soon = max((min(shared[other.place], len(other.prompt)) for other in self.reading), default=0)
             if soon < stored.max() + WORTH_COPYING:
-                del self.waiting[row.id]
                 self._take_place(row, prompt, np.minimum(stored, len(prompt) - 1))
                 self.reading.append(row)
+                del self.waiting[row.id]
 
     def _take_place(self, row: Row, prompt: np.ndarray, stored: np.ndarray) -> None:
         """stored: how much of the prompt each place has. The last token is read in any case: what follows it is not
@@ -260,23 +262,24 @@ class Engine:
                 if rows:
                     self._tell(self._advance(rows, static))
         except BaseException:  # an interrupt, too: rows that went on by half would go on with another's words
-            for row in [*self.reading, *self.writing]:
-                self._release(row)
-                self.cache.lengths[row.place] = 0
-                self._tell([Event(row.id, None, finish="error")])
+            dropped = {row.id for row in [*self.reading, *self.writing]}
+            self.waiting = {id: row for id, row in self.waiting.items() if id not in dropped}
+            self.reading, self.writing, self.free = deque(), [], dict.fromkeys(range(self.max_rows))
+            self.cache.lengths[:] = 0
+            self._tell([Event(id, None, finish="error") for id in sorted(dropped)])
             raise
 
     def _read_on(self) -> list[Row]:
         """Whose prompts are read in this step, and what of them. Who is not done goes to the end."""
         self._admit()
         room, rows = PREFILL[self.device.type], []
-        while self.reading and room:
-            row = self.reading.popleft()
+        for row in self.reading:
             done = self.cache.lengths[row.place]
             row.next = row.prompt[done : done + room]
             room -= len(row.next)
-            rows.append(row)
-        self.reading.extend(rows)
+            if row.next:
+                rows.append(row)
+        self.reading.rotate(-len(rows))
         return rows
 
     def _advance(self, rows: list[Row], static: bool) -> list[Event]:
@@ -322,8 +325,8 @@ class Engine:
     def _event(self, row: Row, token: int, forced: bool) -> Event:
         first = row.count == 0
         if first:
-            self.reading.remove(row)
             insort(self.writing, row, key=lambda row: row.place)  # neighbours are read together
+            self.reading.remove(row)
         event = Event(row.id, token, forced, dropped=row.dropped if first else 0)
         if token in self.ends and not forced:
             event.token, event.end, event.finish = None, token, "stop"

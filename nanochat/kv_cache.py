@@ -54,12 +54,13 @@ def _zeros(shape: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tens
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     # mapped, they take memory only where something is written: most rows never reach their full length
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
+    memory = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 class Pass:
-    """model.hidden(step.idx, step) of a step = Pass(cache, [(row, its next ids), ...]), rows in ascending order; then
-    step.end(). Nothing of it counts before that."""
+    """model.hidden(step.idx, step) of a step = Pass(cache, [(row, its next ids), ...]); then step.end(). Nothing of it
+    counts before that."""
 
     def __init__(self, cache: KVCache, segments: list[tuple[int, list[int]]]):
         self.cache = cache
