@@ -175,7 +175,7 @@ def test_the_samples_of_a_training_run_take_no_larger_cache_than_they_need(model
 
 
 def test_more_prompts_than_one_pass_takes_are_all_answered(model, monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL", {"cpu": 40})
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": (40, 40)})
     requests = [Request(prompt, max_tokens=8) for prompt in prompts(9, longest=30)]
     expected = [slow_greedy(model, request.prompt, 8)[0] for request in requests]
     assert Engine(model, TOKENIZER).generate(requests) == expected

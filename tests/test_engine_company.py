@@ -42,7 +42,7 @@ def some_prompt(draw, known, longest):
 def test_two_hundred_requests_that_join_and_leave_at_random_get_what_the_uncached_model_says(
     model, monkeypatch, static
 ):
-    monkeypatch.setattr(engine, "PREFILL", {"cpu": 48})  # most prompts are read in several steps
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": (48, 48)})  # most prompts are read in several steps
     draw = random.Random(static)
     machine = Engine(model, TOKENIZER, max_rows=6, static=static)
     requests, answers, cancelled, known = {}, {}, set(), []
@@ -74,7 +74,7 @@ def test_two_hundred_requests_that_join_and_leave_at_random_get_what_the_uncache
 
 
 def test_a_long_prompt_holds_up_neither_those_that_write_nor_those_that_come_later(model, monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL", {"cpu": 16})
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": (16, 16)})
     monkeypatch.setattr(Engine, "_choose", lambda self, rows, logits, groups: [7] * len(rows))
     machine = Engine(model, TOKENIZER, max_rows=4)
     writer = machine.submit(Request([1, 2], max_tokens=100))
@@ -140,7 +140,7 @@ def test_a_row_that_others_may_go_on_from_is_not_taken_while_there_are_older_one
 
 
 def test_who_waits_for_another_to_read_goes_on_when_that_one_leaves(model, monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL", {"cpu": 16})
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": (16, 16)})
     prompt = [TOKENIZER.bos, *range(100)]
     machine = Engine(model, TOKENIZER, max_rows=4)
     first, second = (machine.submit(Request(prompt, max_tokens=5)) for _ in range(2))
@@ -164,7 +164,7 @@ def test_requests_wait_their_turn_where_memory_is_short(model, monkeypatch):
 
 
 def test_one_question_many_times_holds_up_no_other(model, monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL", {"cpu": 16})
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": (16, 16)})
     machine = Engine(model, TOKENIZER, max_rows=4)
     prompt = [TOKENIZER.bos, *range(120)]
     for seed in range(7):
@@ -180,7 +180,7 @@ def test_one_question_many_times_holds_up_no_other(model, monkeypatch):
 
 @pytest.mark.parametrize("steps", [0, 1, 3, 9])
 def test_cancelling_frees_the_row_at_once_whatever_it_does(model, monkeypatch, steps):
-    monkeypatch.setattr(engine, "PREFILL", {"cpu": 16})
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": (16, 16)})
     machine = Engine(model, TOKENIZER, max_rows=2)
     machine.ends = set()
     other, id = (machine.submit(Request([n] * 60, max_tokens=50)) for n in (1, 2))
@@ -266,7 +266,7 @@ def test_a_step_that_fails_drops_what_was_under_way_and_mixes_nothing(model, mon
 
 
 def test_a_soak_leaves_nothing_behind(model, monkeypatch):
-    monkeypatch.setattr(engine, "PREFILL", {"cpu": 64})
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": (64, 64)})
     draw, machine = random.Random(5), Engine(model, TOKENIZER, max_rows=8)
     waiting, known, finished = set(), [], 0
     for number in range(600):
