@@ -234,6 +234,18 @@ def test_the_noise_of_a_draw_is_a_function_of_seed_position_and_token_and_expone
     assert len({key(seed, position) for seed in (-1, 0, 2**63) for position in (0, 1, 10**9)}) == 9
 
 
+@pytest.mark.parametrize("top_k", [None, 0, 5])
+def test_every_token_of_an_answer_is_drawn_anew(top_k):
+    """A model to which all tokens are the same: its answers have them all, or as many as top-k leaves in."""
+    model = random_model(small_config(TOKENIZER.vocab_size))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    machine = Engine(model, TOKENIZER, max_length=500)
+    machine.ends = set()
+    (answer,) = machine.generate([Request([1], max_tokens=400, temperature=1.0, top_k=top_k)])
+    assert len(set(answer)) > 150 if not top_k else len(set(answer)) == 5
+
+
 @pytest.mark.parametrize("changes", [{}, {"top_k": 50}, {"top_p": 0.9}])
 def test_rounding_turns_next_to_no_draw(changes):
     """A whole vocabulary, in which the order of sums moves every logit a little: by the inverse of the cumulative

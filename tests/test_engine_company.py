@@ -59,6 +59,8 @@ def test_two_hundred_requests_that_join_and_leave_at_random_get_what_the_uncache
             assert finish is None, "an event after the last"
             answers[event.id] = (tokens + [event.token] * (event.token is not None), event.finish)
         assert len(machine.writing) + len(machine.reading) + len(machine.free) == 6
+        places = [row.place for row in machine.writing]
+        assert places == sorted(places)  # neighbours are read together
     assert len(machine.free) == 6 and not machine.opened
     for id, request in requests.items():
         tokens, finish = answers.get(id, ([], None))
@@ -88,6 +90,22 @@ def test_a_long_prompt_holds_up_neither_those_that_write_nor_those_that_come_lat
     assert all(writer in ids for ids in steps)
     assert len(steps) == 10  # 160 tokens, 16 of them before, and 4 that went to the others
     assert all(any(id in ids for ids in steps[:2]) for id in late)
+
+
+def test_prompts_are_read_in_smaller_pieces_while_someone_writes(model, monkeypatch):
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": (50, 10)})
+    machine, fed = Engine(model, TOKENIZER, max_rows=3), tokens_fed(monkeypatch)
+    machine.ends = set()
+    machine.submit(Request([1] * 60, max_tokens=5))
+    machine.submit(Request([2] * 30, max_tokens=5))
+    for _ in range(5):
+        machine.step()
+    # 50; the other 10 and all 30; the first two tokens written; then a newcomer
+    assert fed[:3] == [50, 40, 2]
+    machine.submit(Request([3] * 30, max_tokens=5))
+    fed.clear()
+    machine.step()
+    assert fed == [2 + 10]
 
 
 def test_the_next_turn_an_edited_turn_and_a_regeneration_read_only_what_is_new(model, monkeypatch):
@@ -229,6 +247,10 @@ def test_what_comes_up_while_a_stream_is_read_is_heard_at_the_next_step(model):
     for id, prompt in zip(ids, prompts[:2], strict=True):
         assert [token for token in answers[id] if token is not None] == slow(model, prompt, 9)[0]
     assert machine.step() == []
+    gone = machine.submit(Request(prompts[0], max_tokens=9))
+    machine.generate([Request(prompts[2], max_tokens=9)])
+    machine.cancel(gone)
+    assert machine.step() == []
 
 
 def test_what_a_caller_does_to_a_prompt_after_asking_changes_nothing(model):
@@ -245,8 +267,16 @@ def test_what_a_caller_does_to_a_prompt_after_asking_changes_nothing(model):
     assert answers == [expected, expected]
 
 
-@pytest.mark.parametrize("where", ["_choose", "_event", "_draw"])
-def test_a_step_that_fails_drops_what_was_under_way_and_mixes_nothing(model, monkeypatch, where):
+def fail(*args):
+    raise ZeroDivisionError
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where, how", [("_choose", fail), ("_event", fail), ("_draw", fail), ("_choose", interrupt)])
+def test_a_step_that_fails_drops_what_was_under_way_and_mixes_nothing(model, monkeypatch, where, how):
     machine = Engine(model, TOKENIZER, max_rows=2)
     prompts = [[TOKENIZER.bos, *range(n)] for n in (30, 20, 25)]
     requests = [Request(prompt, max_tokens=9, temperature=1.0, seed=n) for n, prompt in enumerate(prompts)]
@@ -254,8 +284,8 @@ def test_a_step_that_fails_drops_what_was_under_way_and_mixes_nothing(model, mon
     next(stream)
     id, waiting = machine.submit(requests[1]), machine.submit(requests[2])
     with monkeypatch.context() as patch:
-        patch.setattr(Engine, where, lambda *args: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        patch.setattr(Engine, where, how)
+        with pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
             machine.step()
     assert not machine.reading and not machine.writing and list(machine.waiting) == [waiting]
     assert [event.finish for event in stream] == ["error"]
@@ -350,7 +380,15 @@ def test_an_answer_stops_where_a_stop_text_begins(model, monkeypatch, stop, show
     run_all(machine, events)
     mine, others = ([event for event in events if event.id == id] for id in ids)
     assert said(mine) == (shown, finish)
+    if shown != "one two three":  # it ends with the token that makes the text whole, and writes nothing more
+        before, whole = (TOKENIZER.decode([event.token for event in part]) for part in (mine[:-1], mine))
+        assert [any(text in heard for text in stop) for heard in (before, whole)] == [False, True]
     assert said(others) == ("one two three", "stop")
+
+
+def test_one_stop_text_needs_no_list(model, monkeypatch):
+    (prompt,) = scripted(monkeypatch, TOKENIZER.encode("the END of it, END"))
+    assert said(list(Engine(model, TOKENIZER).stream(Request(prompt, stop="END")))) == ("the ", "stop")
 
 
 def test_a_stop_text_in_a_tools_output_is_not_seen(model, monkeypatch):
@@ -363,9 +401,9 @@ def test_log_probabilities_are_those_of_the_uncached_model(model, static):
     draw = random.Random(1)
     prompts = [[TOKENIZER.bos, *draw.choices(range(256), k=n)] for n in (3, 40, 11)]
     requests = [
-        Request(prompts[0], max_tokens=8, logprobs=3),
-        Request(prompts[1], max_tokens=8, temperature=1.0, top_k=5, seed=3, logprobs=0),
         Request(prompts[2], max_tokens=8),
+        Request(prompts[1], max_tokens=8, temperature=1.0, top_k=5, seed=3, logprobs=0),
+        Request(prompts[0], max_tokens=8, logprobs=3),
     ]
     machine, events = Engine(model, TOKENIZER, static=static), []
     machine.ends = set()
@@ -412,8 +450,7 @@ def test_weights_are_cast_once_and_again_when_the_model_has_learned(model):
     machine.refresh(rounded)
     (after,) = machine.generate([Request(prompt, max_tokens=12)])
     assert before != after == Engine(rounded, TOKENIZER, max_rows=2).generate([Request(prompt, max_tokens=12)])[0]
-    stream = machine.stream(Request(prompt, max_tokens=12))
-    next(stream)
+    machine.submit(Request(prompt, max_tokens=12))
     with pytest.raises(RuntimeError, match="under way"):
         machine.refresh(rounded)
 

@@ -167,6 +167,12 @@ def test_a_row_that_begins_as_another_goes_its_own_way(shared, random_model):
             assert difference(found[b], expected) < 1e-12, b
 
 
+def test_the_bytes_of_a_row_are_those_it_takes(random_model):
+    cache = new_cache(random_model(n_kv_head=1), 3, 10)
+    config = random_model(n_kv_head=1).config
+    assert 3 * KVCache.row_bytes(config, 10, torch.float32) == cache.keys.nbytes + cache.values.nbytes
+
+
 def test_common_prefixes_are_counted_for_every_row(random_model):
     cache = new_cache(random_model(), 4, 10)
     cache.ids[:] = [[5, 6, 7, *[0] * 7], [5, 6, 8, *[0] * 7], [1] * 10, [0] * 10]
