@@ -116,7 +116,7 @@ def _sdpa(q, k, v, **kwargs):
 BACKENDS = {"flash": attend_flash, "flex": attend_flex, "blocked": attend_blocked, "sdpa": attend_sdpa}
 
 
-def attend_cached(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def attend_cached(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Attention over cached keys. q: (B, T, H, D), k and v: (B, K, S, D), mask: (B, 1, T, S), true where a key is
-    seen -> (B, T, H, D)."""
+    seen, or 0 and -inf elsewhere; None where all are -> (B, T, H, D)."""
     return _sdpa(q.transpose(1, 2), k, v, attn_mask=mask).transpose(1, 2)

@@ -159,7 +159,7 @@ def write_answers(
     max_length = longest + sampling["max_tokens"]
     engine = Engine(model, tokenizer, max_rows=batch_size, max_length=max_length, static=static)
     index_of, tokens_of = {}, {}  # by request id
-    for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # neighbours of like length: little padding
+    for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # the longest do not end alone
         for sample in range(num_samples):  # noise is drawn from the seed, so it names the problem and the sample
             id = engine.submit(Request(prompts[index], seed=index * num_samples + sample, **sampling))
             index_of[id], tokens_of[id] = index, []

@@ -6,7 +6,6 @@ What a row holds stays when its request is done: a prompt that begins as any row
 """
 
 import math
-import sys
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
@@ -88,7 +87,7 @@ class Engine:
     """One thread owns it.
 
     max_rows: requests under way together, fewer where memory is short; max_length: prompt and answer (default: the
-    model's sequence length). static: the decoder of fixed shapes, the default on CUDA; compiles: its blocks.
+    model's sequence length). static: the decoder of fixed shapes (decoding.available); compiles: its blocks.
     """
 
     def __init__(
@@ -97,15 +96,15 @@ class Engine:
         tokenizer: Tokenizer,
         max_rows: int = 64,
         max_length: int | None = None,
-        static: bool | None = None,
+        static: bool = False,
         compiles: bool = False,
     ):
         self.tokenizer = tokenizer
         self.max_rows, self.max_length = max_rows, model.config.sequence_len if max_length is None else max_length
-        if self.max_rows < 1 or self.max_length < 4:
-            raise ValueError(f"{max_rows} rows of {self.max_length} tokens; expected 1 or more, of 4 or more")
+        if self.max_rows < 1 or self.max_length < 5:
+            raise ValueError(f"{max_rows} rows of {self.max_length} tokens; expected 1 or more, of 5 or more")
         self.device = model.lm_head.weight.device
-        self.static, self.compiles = self.device.type == "cuda" if static is None else static, compiles
+        self.static, self.compiles = static, compiles
         self.model = inference_copy(model)
         self.ends = {tokenizer.special["<|assistant_end|>"], tokenizer.bos}
         self.cache: KVCache | None = None  # made at the first step
@@ -120,6 +119,11 @@ class Engine:
 
     @property
     def busy(self) -> bool:
+        """Whether there is something to do, or to hear from step()."""
+        return bool(self._working or self.unheard)
+
+    @property
+    def _working(self) -> bool:
         return bool(self.waiting or self.reading or self.writing)
 
     def submit(self, request: Request) -> int:
@@ -150,7 +154,8 @@ class Engine:
         return events
 
     def generate(self, requests: list[Request]) -> list[list[int]]:
-        """All answers, in the order of the requests: sampled and forced ids, without the end mark. Blocks."""
+        """All answers, in the order of the requests: sampled and forced ids, without the end mark, up to the token that
+        made a stop text whole. Blocks. What was dropped of a prompt is told by stream() and step()."""
         ids: list[int] = []
         try:
             for request in requests:
@@ -190,7 +195,7 @@ class Engine:
                 event = self.opened[id].popleft()
                 finished = event.finish is not None
                 yield event
-            elif self.busy:
+            elif self._working:
                 self._step()
             else:  # its last event was lost by an interrupt
                 return
@@ -350,11 +355,13 @@ class Engine:
 def checked(request: Request, vocab_size: int) -> Request:
     """The request in plain numbers and lists of its own; ValueError with what is wrong in it."""
     whole = {"max_tokens": request.max_tokens, "top_k": request.top_k or 0, "seed": request.seed}
+    temperature, top_p = request.temperature, request.top_p
+    if not all(isinstance(value, (int, float, np.number)) for value in (temperature, top_p)):
+        raise ValueError(f"temperature is {temperature!r} and top_p {top_p!r}; expected numbers")
     try:
         whole = {name: index(value) for name, value in whole.items()}
         prompt = [index(id) for id in request.prompt]
         logprobs = None if request.logprobs is None else index(request.logprobs)
-        temperature, top_p = float(request.temperature), float(request.top_p)
     except TypeError as error:
         raise ValueError(f"prompt, max_tokens, top_k, seed and logprobs are whole numbers: {error}") from error
     if not prompt:
@@ -363,21 +370,23 @@ def checked(request: Request, vocab_size: int) -> Request:
         ("a token of the prompt", min(prompt), 0, vocab_size - 1),
         ("a token of the prompt", max(prompt), 0, vocab_size - 1),
         ("max_tokens", whole["max_tokens"], 1, math.inf),
-        ("temperature", temperature, 0, sys.float_info.max),
+        ("temperature", temperature, 0, 1e30),
         ("top_k", whole["top_k"], 0, math.inf),
         ("top_p", top_p, 0, 1),
         ("logprobs", logprobs or 0, 0, vocab_size),
     ):
         if not low <= value <= high:
-            raise ValueError(f"{name} is {value}; expected {low} to {high}")
-    stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
-    if not all(isinstance(text, str) and text for text in stop):
+            raise ValueError(f"{name} is {value}; expected {low} {'or more' if high == math.inf else f'to {high}'}")
+    stop = (request.stop,) if isinstance(request.stop, str) else request.stop
+    if not isinstance(stop, (list, tuple)) or not all(isinstance(text, str) and text for text in stop):
         raise ValueError(f"stop is {request.stop!r}; expected texts, none of them empty")
-    return Request(prompt, temperature=temperature, top_p=top_p, stop=stop, logprobs=logprobs, **whole)
+    return Request(
+        prompt, temperature=float(temperature), top_p=float(top_p), stop=tuple(stop), logprobs=logprobs, **whole
+    )
 
 
 def ask(model: GPT, tokenizer: Tokenizer, question: str, max_tokens: int = 256, temperature: float = 0.0) -> str:
     """One question, one answer: the visible text."""
     prompt = chat.prompt(tokenizer, {"messages": [{"role": "user", "content": question}]})
-    engine = Engine(model, tokenizer, max_rows=1, max_length=len(prompt) + max_tokens, static=False)
+    engine = Engine(model, tokenizer, max_rows=1, max_length=len(prompt) + max_tokens)
     return "".join(event.text for event in engine.stream(Request(prompt, max_tokens, temperature)))

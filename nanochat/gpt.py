@@ -118,7 +118,6 @@ class Attention(nn.Module):
         super().__init__()
         self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.n_kv_head, config.head_dim
         self.window = config.windows[layer]
-        self.layer = layer
         width, kv_width = config.n_embd, config.n_kv_head * config.head_dim
         self.c_q = Linear(width, width)
         self.c_k = Linear(width, kv_width)

@@ -121,8 +121,6 @@ def test_a_prompt_drops_the_answer_and_ends_where_the_assistant_speaks():
 def test_a_prompt_needs_a_user_message(messages):
     with pytest.raises(chat.ConversationError):
         chat.prompt(BYTES, {"messages": messages})
-    with pytest.raises(chat.ConversationError):
-        chat.prompt(BYTES, {"messages": messages})
 
 
 def fitted(messages, limit):
@@ -302,3 +300,15 @@ def test_what_may_become_a_stop_text_is_held_back():
     pieces = [stream.push(token) for token in b("a st so stop?")]
     assert pieces == ["a", " ", "", "", "st ", "", "so", " ", "", "", "", "", "stop?"]
     assert not stream.stopped
+
+
+def test_of_two_stop_texts_in_one_token_the_first_to_be_whole_counts():
+    tokenizer = byte_tokenizer((b" t", b" th", b" the"))
+    (the,) = tokenizer.encode(" the")
+    assert chat.TextStream(tokenizer, (" the", "h")).push(the) == " t"
+
+
+def test_a_text_without_turns_keeps_its_end():
+    assert chat.fit(BYTES, [1, 2, 3, 4, 5, 6], 3) == ([4, 5, 6], 1)
+    with pytest.raises(chat.ConversationError, match="at least 3"):
+        chat.fit(BYTES, [1, 2, 3], 2)

@@ -1,5 +1,6 @@
 """Many requests at once: they join, leave and share what they begin with, and none notices the others."""
 
+import os
 import random
 
 import numpy as np
@@ -240,7 +241,7 @@ def test_what_comes_up_while_a_stream_is_read_is_heard_at_the_next_step(model):
     prompts = [[TOKENIZER.bos, *range(n)] for n in (9, 4, 12)]
     ids = [machine.submit(Request(prompt, max_tokens=9)) for prompt in prompts[:2]]
     assert machine.generate([Request(prompts[2], max_tokens=9)]) == [slow(model, prompts[2], 9)[0]]
-    assert run_all(machine) == {} and machine.unheard  # nothing is left to do, but not all was heard
+    assert machine.busy and not machine.writing  # nothing is left to do, but not all was heard
     answers = {}
     for event in machine.step():
         answers.setdefault(event.id, []).append(event.token)
@@ -323,7 +324,7 @@ def test_a_soak_leaves_nothing_behind(model, monkeypatch):
                     waiting.remove(event.id)
                     finished += 1
     answers = run_all(machine)
-    assert all(finish for _, finish in answers.values()) and set(answers) >= waiting - set()
+    assert all(finish for _, finish in answers.values()) and set(answers) >= waiting
     assert finished + len(answers) > 400
     assert sorted(machine.free) == list(range(8))
     assert not (machine.waiting or machine.reading or machine.writing or machine.opened)
@@ -505,3 +506,53 @@ def test_compiled_steps_say_the_same_and_compile_once_for_each_kind_of_layer_and
     assert answers == Engine(model, TOKENIZER, max_rows=3).generate(requests)
     kinds = 3  # windows and value embeddings: S with, S without, L with
     assert 0 < compilation.times_compiled() - before <= 2 * kinds
+
+
+# -- what mutations of the code survived
+
+
+def test_who_is_read_in_this_step_goes_behind_those_that_were_not(model, monkeypatch):
+    monkeypatch.setattr(engine, "PREFILL", {"cpu": (16, 16)})
+    machine = Engine(model, TOKENIZER, max_rows=3)
+    machine.ends = set()
+    ids = [machine.submit(Request([n] * size, max_tokens=9)) for n, size in ((1, 4), (2, 100), (3, 4))]
+    machine.step()
+    assert ids[2] in {event.id for event in machine.step()}
+
+
+def test_nothing_is_read_from_rows_that_a_failing_step_may_have_spoiled(model, monkeypatch):
+    def broken(self, source, target, length):
+        self.keys[:, target] = 9
+        raise KeyboardInterrupt
+
+    one, other = [TOKENIZER.bos, *range(40)], [TOKENIZER.bos, *range(100, 140)]
+    machine = Engine(model, TOKENIZER, max_rows=2)
+    requests = [Request(prompt, max_tokens=9) for prompt in (other, one, [*one[:20], 200])]
+    expected = machine.generate(requests[:2])
+    with monkeypatch.context() as patch:
+        patch.setattr(KVCache, "copy", broken)
+        with pytest.raises(KeyboardInterrupt):
+            machine.generate(requests[2:])
+    assert not machine.busy and len(machine.free) == 2
+    assert machine.generate(requests[:1]) == expected[:1]
+
+
+def test_only_matrices_are_cast(model):
+    rounded = GPT(model.config, torch.bfloat16)
+    rounded.load_state_dict(model.state_dict())
+    assert all((p.dtype == torch.bfloat16) == (p.dim() > 1) for p in inference_copy(rounded).parameters())
+
+
+def test_one_question_may_take_all_of_its_tokens(model, monkeypatch):
+    monkeypatch.setattr(Engine, "_choose", lambda self, rows, logits, groups: [97] * len(rows))
+    for n in (1, 3, 300):
+        assert engine.ask(model, TOKENIZER, "Who are you?", max_tokens=n) == "a" * n
+
+
+def test_the_memory_of_a_cache_is_its_process_own():
+    cache = KVCache(small_config(TOKENIZER.vocab_size, 8), 1, 8, torch.float32, torch.device("cpu"))
+    if not (child := os.fork()):
+        cache.keys[:] = 1
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert not cache.keys.any()
