@@ -27,9 +27,8 @@ class Draw(NamedTuple):
     position: int
 
 
-Group = tuple[
-    int, bool, torch.Tensor, torch.Tensor
-]  # k, whether top-p counts, keys (n), (3, n): row, temperature, top-p
+# k; whether top-p counts; (n) keys of the noise; (3, n) row, temperature, top-p
+Group = tuple[int, bool, torch.Tensor, torch.Tensor]
 
 
 def grouped(draws: list[Draw], vocab_size: int, device: torch.device) -> list[Group]:
