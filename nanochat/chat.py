@@ -5,7 +5,8 @@ text, python or python_output. A leading system message is merged into the first
 """
 
 import codecs
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 
 from nanochat.calculator import calculator
 from nanochat.tokenizer import Tokenizer
@@ -14,6 +15,8 @@ PART_MARKS = {
     "python": ("<|python_start|>", "<|python_end|>"),
     "python_output": ("<|output_start|>", "<|output_end|>"),
 }
+
+Piece = tuple[str, str]  # kind of part, and what of its text has become sure; an empty one begins a call or its output
 
 
 class ConversationError(ValueError):
@@ -74,6 +77,20 @@ def prompt(tokenizer: Tokenizer, conversation: dict) -> list[int]:
     return render(tokenizer, {"messages": messages})[0] + [tokenizer.special["<|assistant_start|>"]]
 
 
+def prompt_within(tokenizer: Tokenizer, messages: list[dict], limit: int) -> tuple[list[int], int]:
+    """prompt() without the oldest turns for which `limit` ids have no room; a system message and the last turn stay.
+    Returns (ids, messages dropped); the ids are too many where those two alone are."""
+    system = messages[:1] if messages and messages[0]["role"] == "system" else []
+    turns = messages[len(system) :]
+    most = max(0, (len(turns) - 1) // 2)
+
+    def without(pairs: int) -> list[int]:
+        return prompt(tokenizer, {"messages": system + turns[2 * pairs :]})
+
+    pairs = bisect_left(range(most), True, key=lambda pairs: len(without(pairs)) <= limit)
+    return without(pairs), 2 * pairs
+
+
 def fit(tokenizer: Tokenizer, ids: list[int], limit: int) -> tuple[list[int], int]:
     """A prompt in at most `limit` ids: its beginning mark and its newest turns. Returns (ids, messages dropped).
 
@@ -118,7 +135,8 @@ class ToolUse:
 
 
 class TextStream:
-    """Tokens in, text out: never half a character, never a special token, nothing of a tool call or its output.
+    """Tokens in, pieces of text out: what is shown ("text"), and what tools are asked and say. Never half a character,
+    never a special token.
 
     stop: texts, none of them empty, of which the first to be whole ends it: `stopped` is true then, and neither that
     text nor anything after it is shown. What may be the beginning of one is held back.
@@ -126,26 +144,40 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
         self.tokenizer, self.stop = tokenizer, stop
-        self.names = {token: name for name, token in tokenizer.special.items()}
-        self.decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self.inside_tool = self.stopped = False
+        self.marks = dict.fromkeys(tokenizer.special.values())  # token -> (kind, whether it begins a part)
+        for kind, marks in PART_MARKS.items():
+            for mark, begins in zip(marks, (True, False), strict=True):
+                self.marks[tokenizer.special[mark]] = (kind, begins)
+        self.decoder, self.tool_decoder = utf8_decoder(), utf8_decoder()
+        self.kind = "text"
+        self.stopped = False
         self.held = ""
 
-    def push(self, token: int) -> str:
-        name = self.names.get(token)
-        if name is not None:
-            if name in ("<|python_start|>", "<|output_start|>"):
-                self.inside_tool = True
-            elif name in ("<|python_end|>", "<|output_end|>"):
-                self.inside_tool = False
-            return ""
-        return "" if self.inside_tool else self._show(self.decoder.decode(self.tokenizer.decode_bytes([token])))
+    def push(self, token: int) -> list[Piece]:
+        if token not in self.marks:
+            decoder = self.decoder if self.kind == "text" else self.tool_decoder
+            return self._piece(decoder.decode(self.tokenizer.decode_bytes([token])))
+        if self.marks[token] is None:
+            return []
+        kind, begins = self.marks[token]
+        pieces = self._end_tool()
+        self.kind = kind if begins else "text"
+        return [*pieces, (kind, "")] if begins else pieces
 
-    def flush(self) -> str:
+    def flush(self) -> list[Piece]:
         """What was held back: the beginning of a character that never ended, or of a text that would have stopped."""
+        pieces = self._end_tool()
+        self.kind = "text"
         shown = self._show(self.decoder.decode(b"", final=True)) + self.held
         self.held = ""
-        return shown
+        return [*pieces, ("text", shown)] if shown else pieces
+
+    def _end_tool(self) -> list[Piece]:
+        return [] if self.kind == "text" else self._piece(self.tool_decoder.decode(b"", final=True))
+
+    def _piece(self, text: str) -> list[Piece]:
+        text = self._show(text) if self.kind == "text" else text
+        return [(self.kind, text)] if text else []
 
     def _show(self, text: str) -> str:
         if not self.stop or self.stopped:
@@ -163,10 +195,30 @@ class TextStream:
         return text[: len(text) - begun]
 
 
+def utf8_decoder():
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
+def visible(pieces: Iterable[Piece]) -> str:
+    """What a person sees of them."""
+    return "".join(text for kind, text in pieces if kind == "text")
+
+
+def parts(pieces: Iterable[Piece]) -> list[dict]:
+    """Pieces joined to the parts of a message."""
+    joined: list[dict] = []
+    for kind, text in pieces:
+        if not joined or joined[-1]["type"] != kind or not text:
+            joined.append({"type": kind, "text": text})
+        else:
+            joined[-1]["text"] += text
+    return joined
+
+
 def visible_text(tokenizer: Tokenizer, tokens: list[int]) -> str:
     """What a person sees of an answer."""
     stream = TextStream(tokenizer)
-    return "".join([*(stream.push(token) for token in tokens), stream.flush()])
+    return visible([piece for token in tokens for piece in stream.push(token)] + stream.flush())
 
 
 # How a part and its marks are shown to a person: a tool's call as <<48/2>>, its output as [24].

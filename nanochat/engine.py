@@ -9,7 +9,7 @@ import math
 from bisect import insort
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from operator import index
 
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nanochat import chat
-from nanochat.chat import TextStream, ToolUse
+from nanochat.chat import Piece, TextStream, ToolUse, visible
 from nanochat.decoding import Decoder, cast_again, inference_copy
 from nanochat.gpt import GPT
 from nanochat.kv_cache import KVCache, Pass
@@ -35,7 +35,8 @@ CACHE_SHARE = 0.7  # of the memory that is free
 class Request:
     """prompt: ids. temperature 0 is argmax; top_k 0 or None and top_p 1 leave all tokens in. max_tokens counts forced
     tokens too. stop: texts that end the answer and are not shown. logprobs: of the chosen token and of so many of the
-    likeliest, none by default."""
+    likeliest, none by default. prefix: ids that the answer begins with; the events tell of what comes after them, but
+    the text is that of all."""
 
     prompt: list[int]
     max_tokens: int = 256
@@ -45,6 +46,7 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    prefix: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -52,20 +54,24 @@ class Event:
     """A token of request `id`, or its end: finish is "stop", by the end mark or a stop text, "length", or "error", when
     a step failed for all.
 
-    text: what has become sure of the visible text, never half a character. end: the mark with which the model ended
-    its turn; it is no token of the answer. likeliest: (id, log-probability) of as many tokens as were asked for, the
-    likeliest first. dropped: in the first event, messages of the prompt for which there was no room.
+    pieces: what has become sure of the text, never half a character; text: the visible part. end: the mark with which
+    the model ended its turn; it is no token of the answer. likeliest: (id, log-probability) of as many tokens as were
+    asked for, the likeliest first. dropped: in the first event, messages of the prompt for which there was no room.
     """
 
     id: int
     token: int | None
     forced: bool = False
     finish: str | None = None
-    text: str = ""
+    pieces: list[Piece] = field(default_factory=list)
     end: int | None = None
     logprob: float | None = None
     likeliest: list[tuple[int, float]] | None = None
     dropped: int = 0
+
+    @property
+    def text(self) -> str:
+        return visible(self.pieces)
 
 
 class Row:
@@ -73,14 +79,25 @@ class Row:
 
     def __init__(self, id: int, request: Request, tokenizer: Tokenizer, max_length: int):
         self.id, self.request = id, request
-        room = max_length - min(request.max_tokens, max_length // 2)
-        self.prompt, self.dropped = chat.fit(tokenizer, request.prompt, room)
-        self.limit = min(request.max_tokens, max_length - len(self.prompt))
+        room = room_for_prompt(max_length, request.max_tokens)
+        self.prompt, self.dropped = chat.fit(tokenizer, request.prompt + request.prefix, room)
         self.tools, self.text = ToolUse(tokenizer), TextStream(tokenizer, request.stop)
         self.forced: deque[int] = deque()
-        self.count = 0  # tokens written
+        self.begun: list[Piece] = []  # what the prefix says
+        for id in request.prefix:
+            self.begun += self.say(id, bool(self.forced) and id == self.forced[0])
+        self.count = len(request.prefix)  # tokens of the answer
+        self.limit = self.count + min(request.max_tokens, max_length - len(self.prompt))
         self.place: int | None = None  # its row of the cache
         self.next: list[int] = []  # what the next pass feeds it
+
+    def say(self, token: int, forced: bool) -> list[Piece]:
+        """Go on by a token of the answer, the first of the forced ones if it is one."""
+        if forced:
+            self.forced.popleft()
+        else:
+            self.forced = deque(self.tools.push(token))
+        return self.text.push(token)
 
 
 class Engine:
@@ -316,7 +333,7 @@ class Engine:
         """The next token of each row, logits (n, V), and what follows from it."""
         forced = [bool(row.forced) for row in rows]
         tokens = [
-            row.forced.popleft() if row.forced else token
+            row.forced[0] if row.forced else token
             for row, token in zip(rows, self._choose(rows, logits, groups), strict=True)
         ]
         events = [self._event(*of_row) for of_row in zip(rows, tokens, forced, strict=True)]
@@ -329,7 +346,7 @@ class Engine:
         return events
 
     def _event(self, row: Row, token: int, forced: bool) -> Event:
-        first = row.count == 0
+        first = row.count == len(row.request.prefix)
         if first:
             insort(self.writing, row, key=lambda row: row.place)  # neighbours are read together
             self.reading.remove(row)
@@ -339,17 +356,22 @@ class Engine:
         else:
             row.count += 1
             row.next = [token]
-            event.text = row.text.push(token)
-            if not forced:
-                row.forced.extend(row.tools.push(token))
+            event.pieces = row.say(token, forced)
             if row.text.stopped:
                 event.finish = "stop"
             elif row.count >= row.limit:
                 event.finish = "length"
+        if first:
+            event.pieces = row.begun + event.pieces
         if event.finish:
-            event.text += row.text.flush()
+            event.pieces += row.text.flush()
             self._release(row)
         return event
+
+
+def room_for_prompt(max_length: int, max_tokens: int) -> int:
+    """Tokens that a prompt may have, so that the answer has its own, or half of the context."""
+    return max_length - min(max_tokens, max_length // 2)
 
 
 def checked(request: Request, vocab_size: int) -> Request:
@@ -360,15 +382,15 @@ def checked(request: Request, vocab_size: int) -> Request:
         raise ValueError(f"temperature is {temperature!r} and top_p {top_p!r}; expected numbers")
     try:
         whole = {name: index(value) for name, value in whole.items()}
-        prompt = [index(id) for id in request.prompt]
+        prompt, prefix = ([index(id) for id in ids] for ids in (request.prompt, request.prefix))
         logprobs = None if request.logprobs is None else index(request.logprobs)
     except TypeError as error:
-        raise ValueError(f"prompt, max_tokens, top_k, seed and logprobs are whole numbers: {error}") from error
+        raise ValueError(f"prompt, prefix, max_tokens, top_k, seed and logprobs are whole numbers: {error}") from error
     if not prompt:
         raise ValueError("the prompt is empty")
     for name, value, low, high in (
-        ("a token of the prompt", min(prompt), 0, vocab_size - 1),
-        ("a token of the prompt", max(prompt), 0, vocab_size - 1),
+        ("a token of the prompt", min(prompt + prefix), 0, vocab_size - 1),
+        ("a token of the prompt", max(prompt + prefix), 0, vocab_size - 1),
         ("max_tokens", whole["max_tokens"], 1, math.inf),
         ("temperature", temperature, 0, 1e30),
         ("top_k", whole["top_k"], 0, math.inf),
@@ -380,9 +402,8 @@ def checked(request: Request, vocab_size: int) -> Request:
     stop = (request.stop,) if isinstance(request.stop, str) else request.stop
     if not isinstance(stop, (list, tuple)) or not all(isinstance(text, str) and text for text in stop):
         raise ValueError(f"stop is {request.stop!r}; expected texts, none of them empty")
-    return Request(
-        prompt, temperature=float(temperature), top_p=float(top_p), stop=tuple(stop), logprobs=logprobs, **whole
-    )
+    settings = {"temperature": float(temperature), "top_p": float(top_p), "stop": tuple(stop), "logprobs": logprobs}
+    return Request(prompt, prefix=prefix, **settings, **whole)
 
 
 def ask(model: GPT, tokenizer: Tokenizer, question: str, max_tokens: int = 256, temperature: float = 0.0) -> str:

@@ -1,76 +1,98 @@
 """An engine in a thread of its own, for programs with an event loop: the loop never decodes, and never waits.
 
-A request becomes a `Stream`; the thread steps the engine, which decodes all open rows together, and hands the events of
-each step to the loop in one call.
+Requests that belong together become a `Stream`; the thread steps the engine, which decodes all open rows together, and
+hands the events of each step to the loop in one call.
 """
 
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import torch
 
+from nanochat.chat import Piece
 from nanochat.engine import Engine, Event, Request
+
+CRASHED = "the model stopped working, the server has to be started again (its terminal shows the error)"
+STOPPED = "the server is shutting down"
 
 
 class StreamError(Exception):
-    """Why a stream ended without its answer; the message is shown to the user."""
+    """Why a stream ended without its answer; the message is shown to the user. refused: the request was at fault."""
+
+    def __init__(self, message: str, refused: bool = False):
+        super().__init__(message)
+        self.refused = refused
 
 
 class Stream:
-    """The events of one request, read on the event loop. Whoever opens it closes it with its worker, whole or not."""
+    """The events of some requests, read on the event loop. Whoever opens it closes it with its worker, whole or not."""
 
-    def __init__(self, worker: "EngineWorker", request: Request):
+    def __init__(self, worker: "EngineWorker", requests: Sequence[Request]):
         self.worker = worker
-        self.request = request
-        self.row: int | None = None  # the engine's id for it; only the worker's thread reads and writes it
-        self.inbox: asyncio.Queue[Event | StreamError] = asyncio.Queue()
+        self.requests = requests
+        self.unfinished = len(requests)  # whose last event has not come; owned by the loop
+        self.rows: list[int] = []  # the engine's ids for them; only the worker's thread reads and writes it
+        self.said: list[list[Piece]] = [[] for _ in requests]  # what was read so far
+        self.finish: list[str | None] = [None] * len(requests)
+        self.inbox: asyncio.Queue[tuple[int, Event] | StreamError] = asyncio.Queue()
 
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        finished = False
-        while not finished:
-            item = await self.inbox.get()
-            if isinstance(item, StreamError):
-                raise item
-            yield item
-            finished = item.finish is not None
+    async def batches(self) -> AsyncIterator[list[tuple[int, Event]]]:
+        """(request, event), all that have come since the last ones were read."""
+        while None in self.finish:
+            items = [await self.inbox.get()]
+            while not self.inbox.empty():
+                items.append(self.inbox.get_nowait())
+            batch = [item for item in items if not isinstance(item, StreamError)]
+            for index, event in batch:
+                self.said[index] += event.pieces
+                self.finish[index] = event.finish
+            if batch:
+                yield batch
+            for item in items:
+                if isinstance(item, StreamError):
+                    raise item
 
 
 class EngineWorker:
     """One thread that owns one engine. `start`, `open`, `close` and `stop` are called on the event loop.
 
     The thread sleeps on its command queue while there is nothing to decode, and looks into it between steps otherwise.
-    `capacity` bounds the streams that are open at a time, waiting ones included.
+    `capacity` bounds the requests that are open at a time, waiting ones included. `first` is answered before the worker
+    is ready: what is made at a first step is there for the first user.
     """
 
-    def __init__(self, engine: Engine, gpu: int = 0, capacity: int = 128):
+    def __init__(self, engine: Engine, gpu: int = 0, capacity: int = 128, first: Request | None = None):
         self.gpu = gpu
         self.capacity = capacity
         self.answers = 0
         self.tokens = 0
-        self.failure = "not started"
+        self.ready = False
+        self.failure = ""  # why it can take no more
         self.streams: set[Stream] = set()  # owned by the event loop
         self._engine = engine
-        self._rows: dict[int, Stream] = {}  # owned by the thread
+        self._first = first
+        self._rows: dict[int, tuple[Stream, int]] = {}  # owned by the thread
         self._commands: queue.SimpleQueue[tuple[str, Stream | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"engine-{gpu}", daemon=True)
 
     @property
-    def alive(self) -> bool:
-        return not self.failure
+    def load(self) -> int:
+        """Requests that are open."""
+        return sum(stream.unfinished for stream in self.streams)
 
     def stats(self) -> dict:
         counts = {"answers": self.answers, "tokens": self.tokens}
-        return {"gpu": self.gpu, "alive": self.alive, "open": len(self.streams), "capacity": self.capacity, **counts}
+        state = {"alive": not self.failure, "ready": self.ready}
+        return {"gpu": self.gpu, **state, "open": self.load, "capacity": self.capacity, **counts}
 
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.failure = ""
         self._thread.start()
 
-    def open(self, request: Request) -> Stream:
-        stream = Stream(self, request)
+    def open(self, requests: Sequence[Request]) -> Stream:
+        stream = Stream(self, requests)
         self.streams.add(stream)
         self._commands.put(("submit", stream))
         return stream
@@ -81,17 +103,21 @@ class EngineWorker:
             self._commands.put(("cancel", stream))
 
     async def stop(self) -> None:
+        """Ends what is open; its readers hear why."""
         self._commands.put(("stop", None))
         await asyncio.to_thread(self._thread.join)
 
     def _run(self) -> None:
-        ending = "the model stopped working, the server has to be started again (its terminal shows the error)"
+        ending = CRASHED
         try:
             if self._engine.device.type == "cuda":
                 torch.cuda.set_device(self._engine.device)  # the current device is a matter of each thread
+            if self._first:
+                self._engine.generate([self._first])
+            self._loop.call_soon_threadsafe(self._begin)
             while self._obey():
                 self._step()
-            ending = "the server is shutting down"
+            ending = STOPPED
         finally:
             self._loop.call_soon_threadsafe(self._fail, ending)
 
@@ -102,34 +128,48 @@ class EngineWorker:
             if command == "stop":
                 return False
             if command == "submit":
-                try:
-                    stream.row = self._engine.submit(stream.request)
-                except ValueError as error:  # this request's fault; the others go on
-                    self._loop.call_soon_threadsafe(stream.inbox.put_nowait, StreamError(str(error)))
-                else:
-                    self._rows[stream.row] = stream
-            elif self._rows.pop(stream.row, None):
-                self._engine.cancel(stream.row)
+                self._submit(stream)
+            else:
+                self._cancel(stream)
         return True
+
+    def _submit(self, stream: Stream) -> None:
+        try:
+            for index, request in enumerate(stream.requests):
+                row = self._engine.submit(request)
+                stream.rows.append(row)
+                self._rows[row] = (stream, index)
+        except ValueError as error:  # this request's fault; the others go on
+            self._cancel(stream)
+            self._loop.call_soon_threadsafe(stream.inbox.put_nowait, StreamError(str(error), refused=True))
+
+    def _cancel(self, stream: Stream) -> None:
+        for row in stream.rows:
+            if self._rows.pop(row, None):
+                self._engine.cancel(row)
 
     def _step(self) -> None:
         deliveries = []
         for event in self._engine.step():
             if event.id not in self._rows:
                 continue
-            deliveries.append((self._rows[event.id], event))
+            deliveries.append((*self._rows[event.id], event))
             self.tokens += event.token is not None
             if event.finish:
                 del self._rows[event.id]
                 self.answers += 1
         self._loop.call_soon_threadsafe(_deliver, deliveries)
 
+    def _begin(self) -> None:
+        self.ready = True
+
     def _fail(self, failure: str) -> None:
-        self.failure = failure
+        self.ready, self.failure = False, failure
         for stream in self.streams:
             stream.inbox.put_nowait(StreamError(failure))
 
 
-def _deliver(deliveries: list[tuple[Stream, Event]]) -> None:
-    for stream, event in deliveries:
-        stream.inbox.put_nowait(event)
+def _deliver(deliveries: list[tuple[Stream, int, Event]]) -> None:
+    for stream, index, event in deliveries:
+        stream.unfinished -= event.finish is not None
+        stream.inbox.put_nowait((index, event))

@@ -57,6 +57,11 @@ def machine_file() -> Path:
     return base_dir() / "machine.json"
 
 
+def conversations_file() -> Path:
+    """What was said to `chat_web --log-conversations`."""
+    return base_dir() / "conversations.jsonl"
+
+
 def data_mirror() -> Path | None:
     """A local folder that is looked into before the network (`NANOCHAT_DATA_MIRROR`)."""
     mirror = os.environ.get("NANOCHAT_DATA_MIRROR")

@@ -320,6 +320,11 @@ def stage(device_type: str = "", mistakes: tuple = (ValueError,), training: bool
         close(machine)
 
 
+def api_key() -> str:
+    """What `NANOCHAT_API_KEY` asks of whoever chats with the server, or nothing."""
+    return os.environ.get("NANOCHAT_API_KEY", "").strip()
+
+
 def compute_dtype(device: torch.device, training: bool = False) -> torch.dtype:
     """bfloat16 on GPUs that multiply it, and for training on CPUs and Apple's GPUs that do; float32 elsewhere. What is
     trained in bfloat16 there is examined and served in float32: decoding is bound by memory, not by products."""

@@ -1,128 +1,150 @@
-"""The chat server: a FastAPI app over engine workers. The least busy one takes a request, and its answer goes out as
-server-sent events."""
+"""The chat server: a FastAPI app over engine workers. The least busy one takes a request, and its answer goes out as it
+is written or whole."""
 
 import asyncio
 import json
+import os
 import random
-from collections.abc import AsyncIterator, Sequence
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
+import uvicorn
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel, Field, model_validator
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request as HTTPRequest
 
-from nanochat import chat
-from nanochat.engine import Request
-from nanochat.engine_worker import EngineWorker, Stream, StreamError
+from nanochat import api, chat
+from nanochat.engine_worker import STOPPED, EngineWorker, Stream, StreamError
+from nanochat.guard import Guard, KeyCheck, error_body
 
 UI = Path(__file__).parent / "ui"
-MAX_MESSAGES = 500
-MAX_MESSAGE_CHARACTERS = 8_000
-MAX_CONVERSATION_CHARACTERS = 32_000
-MAX_BODY_BYTES = 1 << 20  # 32,000 characters take at most 384 KB as JSON, all of them escaped
 RETRY_AFTER_SECONDS = 2
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
+READER_SECONDS = 60  # for a reader to take what was sent, before its connection is given up
+SHUTDOWN_SECONDS = 3  # for answers that are being written when the server is told to end
+FAILED_SECONDS = 3  # in which /health says that the model failed, before the process ends
 
 
-class Message(BaseModel):
-    role: Literal["system", "user", "assistant"]
-    content: str = Field(max_length=MAX_MESSAGE_CHARACTERS)
+class ConversationLog:
+    """Conversations as JSON lines, in a file for its owner only. A disk that is full does not end the serving."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.append_line("")
+
+    def append(self, **record) -> None:
+        try:
+            self.append_line(json.dumps(record, ensure_ascii=False) + "\n")
+        except OSError as error:
+            print(f"a conversation could not be written to {self.path}: {error}", file=sys.stderr, flush=True)
+
+    def append_line(self, line: str) -> None:
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with open(descriptor, "a", encoding="utf-8") as file:
+            file.write(line)
 
 
-class ChatRequest(BaseModel):
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
-    temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
-    top_k: int | None = Field(None, ge=0, le=200)
-    max_tokens: int | None = Field(None, ge=1, le=4096)
-
-    @model_validator(mode="after")
-    def check_conversation(self) -> "ChatRequest":
-        characters = sum(len(message.content) for message in self.messages)
-        if characters > MAX_CONVERSATION_CHARACTERS:
-            raise ValueError(f"{characters} characters in all, at most {MAX_CONVERSATION_CHARACTERS} are taken")
-        if self.messages[-1].role != "user" or not self.messages[-1].content.strip():
-            raise ValueError("the last message must be the user's and must not be empty")
-        return self
+async def disconnected(receive) -> None:
+    """Returns when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        continue
 
 
-class Guard:
-    """Around the whole app: bounds the body of each request, and puts the security headers on each response."""
-
-    def __init__(self, app):
-        self.app = app
-        self.headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
-
-    async def __call__(self, scope, receive, send):
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        received = 0
-
-        async def bounded_receive():
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > MAX_BODY_BYTES:
-                raise HTTPException(413, f"the request is longer than {MAX_BODY_BYTES} bytes")
-            return message
-
-        async def guarded_send(message):
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", []), *self.headers]}
-            await send(message)
-
-        await self.app(scope, bounded_receive, guarded_send)
+async def unless_gone(work: Awaitable, receive) -> bool:
+    """Do the work, or give it up when the client hangs up; whether it was done. Raises what it raises."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(disconnected(receive))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return working.done()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
 
 
 class AnswerResponse(StreamingResponse):
-    """Server-sent events of one answer. The row is freed however the response ends, even if it never began."""
+    """Server-sent events of an answer. `close` is called however the response ends, even if it never began."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, stream: Stream, chunks: AsyncIterator[str]):
-        super().__init__(chunks)
-        self.stream = stream
+    def __init__(self, chunks: AsyncIterator[str], close: Callable[[], None]):
+        super().__init__(chunks, headers={"X-Accel-Buffering": "no"})  # nginx would hold it back
+        self.close = close
+        self.given_up = False
 
     async def __call__(self, scope, receive, send) -> None:
+        loop = asyncio.get_running_loop()
+
+        def give_up():
+            self.given_up = True
+            sender.cancel()
+
+        async def patient_send(message):
+            timer = loop.call_later(READER_SECONDS, give_up)
+            try:
+                await send(message)
+            finally:
+                timer.cancel()
+
+        sender = asyncio.ensure_future(self.stream_response(patient_send))
         try:
-            await super().__call__(scope, receive, send)
+            await unless_gone(sender, receive)
+        except asyncio.CancelledError:
+            if not self.given_up:
+                raise
         finally:
-            self.stream.worker.close(self.stream)
+            self.close()
 
 
-def _data(**fields) -> str:
-    return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n"
+def _error(status: int, message: str, param: str | None = None, code: str | None = None, headers=None) -> JSONResponse:
+    return JSONResponse(error_body(message, status, param, code), status, headers)
 
 
-async def _answer(stream: Stream) -> AsyncIterator[str]:
-    """The answer as the reference's events, and three more: messages `dropped`, `finish` at the limit, and `error`."""
+def _failure(error: StreamError) -> HTTPException:
+    return HTTPException(400 if error.refused else 503, str(error))
+
+
+async def _as_reference(stream: Stream, dropped: int) -> AsyncIterator[str]:
+    if dropped:
+        yield api.sse({"dropped": dropped})
     try:
-        async for event in stream:
-            if event.dropped:
-                yield _data(dropped=event.dropped)
-            if event.text:
-                yield _data(token=event.text, gpu=stream.worker.gpu)
-            if event.finish == "length":
-                yield _data(finish="length")
-        yield _data(done=True)
+        async for batch in stream.batches():
+            for event in api.reference_events(batch, stream.worker.gpu):
+                yield api.sse(event)
+        yield api.sse({"done": True})
     except StreamError as error:
-        yield _data(error=str(error))
+        yield api.sse({"error": str(error)})
 
 
-def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "code": status}}, status, headers)
+async def _as_chunks(stream: Stream, completion: api.Completion) -> AsyncIterator[str]:
+    opened = False
+    try:
+        async for batch in stream.batches():
+            news = completion.add(batch)
+            if not opened:
+                opened = True
+                for chunk in completion.opening():
+                    yield api.sse(chunk)
+            for new in news:
+                chunk = completion.chunk(new)
+                if new.tokens or new.logprobs or new.finish or chunk["choices"][0]["delta"]:
+                    yield api.sse(chunk)
+        if completion.asked.stream_options and completion.asked.stream_options.include_usage:
+            yield api.sse(completion.last_chunk())
+        yield api.sse("[DONE]")
+    except StreamError as error:
+        yield api.sse(error_body(str(error), 400 if error.refused else 503))
 
 
 def create_app(
@@ -130,17 +152,21 @@ def create_app(
     tokenizer,
     context: int,
     *,
-    temperature: float = 0.8,
-    top_k: int = 50,
-    max_tokens: int = 512,
+    defaults: api.Settings | None = None,
     model_name: str = "",
+    model_id: str = "nanochat",
+    api_key: str = "",
+    cors: Sequence[str] = (),
+    host_names: tuple[str, ...] | None = None,
+    log: ConversationLog | None = None,
 ) -> FastAPI:
     """The app over `workers`, whose threads live from its start-up to its shutdown.
 
-    `context` is the number of tokens that prompt and answer may take together in the engines; an event says how many
-    messages of a conversation were dropped that does not fit. The sampling settings are what a request gets that does
-    not say otherwise.
+    context: tokens that prompt and answer may take together in the engines; answers say how many messages of a
+    conversation were dropped that does not fit. cors: origins whose pages may ask. host_names: what the server may be
+    called by (None: anything).
     """
+    defaults = defaults or api.Settings()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -150,58 +176,146 @@ def create_app(
         for worker in workers:
             await worker.stop()
 
-    app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard)
+    app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.closing = False
+    # The last one added is the outermost.
+    if api_key:
+        app.add_middleware(KeyCheck, key=api_key)
+    if cors:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(cors),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
+    app.add_middleware(Guard, names=host_names)
     app.mount("/ui", StaticFiles(directory=UI), name="ui")
 
     @app.exception_handler(HTTPException)
     async def on_http_error(_, error: HTTPException):
-        return _error(error.status_code, str(error.detail), error.headers)
+        code = {404: "not_found", 429: "rate_limit_exceeded"}.get(error.status_code)
+        return _error(error.status_code, str(error.detail), code=code, headers=error.headers)
+
+    @app.exception_handler(api.InvalidRequest)
+    async def on_invalid(_, error: api.InvalidRequest):
+        return _error(400, str(error), error.param)
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_request(_, error: RequestValidationError):
         first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, api.InvalidRequest):
+            return _error(400, f"{cause.param}: {cause}", cause.param)
         place = ".".join(str(part) for part in first["loc"][1:])
-        return _error(400, f"{place}: {first['msg']}" if place else first["msg"])
+        return _error(400, f"{place}: {first['msg']}" if place else first["msg"], place or None)
 
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def page():
         return FileResponse(UI / "index.html")
 
     @app.get("/health")
     async def health():
-        failures = [worker.failure for worker in workers if not worker.alive]
-        if failures:
-            return JSONResponse({"status": "failed", "ready": False, "error": failures[0]}, 503)
+        failures = [worker.failure for worker in workers if worker.failure]
+        if failures or app.state.closing:
+            return JSONResponse({"status": "failed", "ready": False, "error": (failures or [STOPPED])[0]}, 503)
+        if not all(worker.ready for worker in workers):
+            return JSONResponse({"status": "starting", "ready": False}, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
         return {"status": "ok", "ready": True}
 
     @app.get("/stats")
     async def stats():
-        return {"model": model_name, "context": context, "workers": [worker.stats() for worker in workers]}
+        settings = {"defaults": vars(defaults), "limits": api.LIMITS}
+        by_worker = [worker.stats() for worker in workers]
+        return {"model": model_name, "id": model_id, "context": context, **settings, "workers": by_worker}
 
-    @app.post("/chat/completions")
-    async def completions(request: ChatRequest):
-        messages = [message.model_dump() for message in request.messages]
+    model = {"id": model_id, "object": "model", "created": int(time.time()), "owned_by": "nanochat"}
+
+    @app.get("/v1/models")
+    async def models():
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/models/{name}")
+    async def one_model(name: str):
+        check_model(name)
+        return model
+
+    def check_model(name: str | None) -> None:
+        if name not in (None, "", "nanochat", model_id):
+            raise HTTPException(404, f"there is no model {name!r} here, this server has {model_id!r}")
+
+    async def open_stream(asked: api.ChatRequest) -> tuple[Stream, int]:
+        """The stream of a request, and how many of its messages were dropped."""
+        seed = random.getrandbits(31)
         try:
-            ids = await asyncio.to_thread(chat.prompt, tokenizer, {"messages": messages})
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from error
-        alive = [worker for worker in workers if worker.alive]
-        if not alive:
-            raise HTTPException(503, workers[0].failure)
-        worker = min(alive, key=lambda worker: len(worker.streams))
-        if len(worker.streams) >= worker.capacity:
+            requests, dropped = await asyncio.to_thread(api.engine_requests, asked, tokenizer, context, defaults, seed)
+        except chat.ConversationError as error:
+            raise api.InvalidRequest(f"messages: {error}", "messages") from error
+        if len(requests) > max(worker.capacity for worker in workers):
+            raise api.InvalidRequest(f"n: {len(requests)} answers are more than there are places", "n")
+        able = [worker for worker in workers if not worker.failure]
+        if not able or app.state.closing:
+            raise HTTPException(503, STOPPED if app.state.closing else workers[0].failure)
+        worker = min(able, key=lambda worker: worker.load)
+        if worker.load + len(requests) > worker.capacity:
             headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
             raise HTTPException(429, "all places are taken, try again in a moment", headers)
-        stream = worker.open(
-            Request(
-                prompt=ids,
-                max_tokens=max_tokens if request.max_tokens is None else request.max_tokens,
-                temperature=temperature if request.temperature is None else request.temperature,
-                top_k=top_k if request.top_k is None else request.top_k,
-                seed=random.getrandbits(31),
-            )
-        )
-        return AnswerResponse(stream, _answer(stream))
+        return worker.open(requests), dropped
+
+    def close(stream: Stream, asked: api.ChatRequest) -> None:
+        stream.worker.close(stream)
+        if log:
+            said = zip(stream.said, stream.finish, strict=True)
+            answers = [{"parts": chat.parts(pieces), "finish": finish} for pieces, finish in said]
+            log.append(time=time.time(), model=model_name, messages=asked.conversation(), answers=answers)
+
+    @app.post("/chat/completions")
+    async def reference_completions(asked: api.ChatRequest):
+        stream, dropped = await open_stream(asked)
+        return AnswerResponse(_as_reference(stream, dropped), partial(close, stream, asked))
+
+    @app.post("/v1/chat/completions")
+    async def completions(asked: api.CompletionRequest, http: HTTPRequest):
+        check_model(asked.model)
+        stream, dropped = await open_stream(asked)
+        completion = api.Completion(asked, stream.requests, tokenizer, secrets.token_hex(12), model_id, dropped)
+        if asked.stream:
+            return AnswerResponse(_as_chunks(stream, completion), partial(close, stream, asked))
+
+        async def collect():
+            async for batch in stream.batches():
+                completion.add(batch)
+
+        try:
+            done = await unless_gone(collect(), http.receive)
+        except StreamError as error:
+            raise _failure(error) from error
+        finally:
+            close(stream, asked)
+        return JSONResponse(completion.whole()) if done else Response(status_code=499)
 
     return app
+
+
+class ChatServer(uvicorn.Server):
+    """Ends when a model stopped working; when told to end, lets answers come to theirs, and tells the others."""
+
+    def __init__(self, config: uvicorn.Config, app: FastAPI, workers: Sequence[EngineWorker]):
+        super().__init__(config)
+        self.state, self.workers = app.state, workers
+        self.failed_at: float | None = None
+
+    async def on_tick(self, counter: int) -> bool:
+        if self.failed_at is None and any(worker.failure for worker in self.workers):
+            self.failed_at = time.monotonic()
+        failed = self.failed_at is not None and time.monotonic() - self.failed_at > FAILED_SECONDS
+        return await super().on_tick(counter) or failed
+
+    async def shutdown(self, sockets=None) -> None:
+        self.state.closing = True
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
+        while any(worker.load for worker in self.workers) and time.monotonic() < deadline and not self.force_exit:
+            await asyncio.sleep(0.05)
+        for worker in self.workers:
+            await worker.stop()
+        await super().shutdown(sockets)

@@ -4,9 +4,10 @@ import argparse
 import contextlib
 import dataclasses
 import socket
+from urllib.parse import urlsplit
 
 SMALL_MODEL = 50_000_000  # parameters; below, one step is too little work to share between CPU threads
-SHUTDOWN_SECONDS = 3  # for answers that are being written when the server is told to end
+LOOPBACK = ("127.0.0.1", "::1")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -19,15 +20,33 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("-k", "--top-k", type=int, default=50, help="where a request does not say (0 to 200; 0: all)")
     parser.add_argument("-m", "--max-tokens", type=int, default=512, help="of an answer, where a request does not say")
     parser.add_argument("-p", "--port", type=int, default=8000, help="0 takes any that is free")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in (there is no password)")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in: set a key then")
+    parser.add_argument("--api-key", default=None, help="asked of whoever chats (default: NANOCHAT_API_KEY, or none)")
+    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="lets pages of this site ask")
+    parser.add_argument("--max-requests", type=int, default=128, help="under way or waiting on a GPU; more get a 429")
+    parser.add_argument("--log-conversations", action="store_true", help="into conversations.jsonl of the base folder")
     parser.add_argument("--compile", type=int, default=0, choices=[0, 1], help="faster on GPUs, after a minute or more")
     parser.add_argument("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
     args = parser.parse_args(argv)
-    bounds = {"num-gpus": 64, "temperature": 2, "top-k": 200, "max-tokens": 4096, "port": 65535}
-    for name, high in bounds.items():
-        value, low = getattr(args, name.replace("-", "_")), int(name in ("num-gpus", "max-tokens"))
+    for name, low, high in (
+        ("num-gpus", 1, 64),
+        ("temperature", 0, 2),
+        ("top-k", 0, 200),
+        ("max-tokens", 1, 4096),
+        ("port", 0, 65535),
+        ("max-requests", 1, 100_000),
+    ):
+        value = getattr(args, name.replace("-", "_"))
         if not low <= value <= high:
             parser.error(f"--{name} is {value}, expected {low} to {high}")
+    for origin in args.cors:
+        address = urlsplit(origin)
+        if address.scheme not in ("http", "https") or origin != f"{address.scheme}://{address.netloc}":
+            parser.error(f"--cors is {origin}, expected an origin such as https://example.com or http://localhost:3000")
+    if args.api_key is not None and not (
+        args.api_key.isascii() and args.api_key.isprintable() and args.api_key.strip()
+    ):
+        parser.error("--api-key is empty or has characters that a header cannot carry")
     return args
 
 
@@ -57,12 +76,12 @@ def main(args: argparse.Namespace) -> None:
     import torch
     import uvicorn
 
-    from nanochat import decoding, runtime
+    from nanochat import api, decoding, guard, paths, runtime
     from nanochat.checkpoint import CheckpointError, load_model
     from nanochat.compilation import will_compile
-    from nanochat.engine import Engine
+    from nanochat.engine import Engine, Request
     from nanochat.engine_worker import EngineWorker
-    from nanochat.server import create_app
+    from nanochat.server import SHUTDOWN_SECONDS, ChatServer, ConversationLog, create_app
     from nanochat.tokenizer import TokenizerError
 
     with contextlib.closing(listen(args.host, args.port)) as listener:
@@ -76,30 +95,42 @@ def main(args: argparse.Namespace) -> None:
                 compiles = static and bool(args.compile) and will_compile(1, replica)
                 engine = Engine(model, tokenizer, static=static, compiles=compiles)
                 del model  # the engine's copy is smaller on GPUs
-                workers.append(EngineWorker(engine, gpu))
+                workers.append(EngineWorker(engine, gpu, args.max_requests, Request([tokenizer.bos], max_tokens=2)))
         except (CheckpointError, TokenizerError) as error:
             raise SystemExit(str(error)) from error
         if run.device.type == "cpu" and sum(p.numel() for p in engine.model.parameters()) < SMALL_MODEL:
             torch.set_num_threads(1)  # leaves the other cores to the event loop and to other programs
         model_name = f"{meta['tag']} · {meta['stage']} · step {meta['step']}"
+        host, port = listener.getsockname()[:2]
+        api_key = args.api_key or runtime.api_key()
+        log = ConversationLog(paths.conversations_file()) if args.log_conversations else None
+        names = (*guard.LOCAL_NAMES, *(urlsplit(origin).hostname for origin in args.cors))
         app = create_app(
             workers,
             tokenizer,
             engine.max_length,
-            temperature=args.temperature,
-            top_k=args.top_k,
-            max_tokens=args.max_tokens,
+            defaults=api.Settings(args.temperature, args.top_k, args.max_tokens),
             model_name=model_name,
+            model_id=f"{meta['tag']}-{meta['stage']}",
+            api_key=api_key,
+            cors=args.cors,
+            host_names=names if host in LOOPBACK else None,
+            log=log,
         )
-        host, port = listener.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"nanochat {model_name} on {run.device}" + (f", {len(workers)} replicas" if len(workers) > 1 else ""))
-        if host not in ("127.0.0.1", "::1"):
-            print("Anyone who can reach this machine can chat with it: there is no password.")
-        print(f"Open http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)", flush=True)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+        if host not in LOOPBACK and not api_key:
+            print("Anyone who can reach this machine can chat with it: --api-key KEY asks for a key.")
+        if log:
+            print(f"What is said is written to {log.path}")
+        print(f"Open {address}  (Ctrl-C ends it; for clients of OpenAI's API: {address}/v1)", flush=True)
+        config = uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=SHUTDOWN_SECONDS)
+        server = ChatServer(config, app, workers)
         with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down when it lets this one through
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
         runtime.close(run)
+        if server.failed_at is not None:
+            raise SystemExit("the model stopped working, see above")
 
 
 if __name__ == "__main__":

@@ -239,21 +239,52 @@ def test_a_call_that_begins_again_counts_from_its_last_mark():
 def test_a_character_that_is_split_over_tokens_comes_whole():
     stream = chat.TextStream(BYTES)
     said = [stream.push(token) for token in b("a好🌍")]
-    assert said == ["a", "", "", "好", "", "", "", "🌍"]
-    assert stream.flush() == ""
+    assert [chat.visible(pieces) for pieces in said] == ["a", "", "", "好", "", "", "", "🌍"]
+    assert stream.flush() == []
 
 
 def test_a_character_that_never_ends_is_flushed_as_a_replacement():
     stream = chat.TextStream(BYTES)
-    assert "".join(stream.push(token) for token in b("x好")[:-1]) == "x"
-    assert stream.flush() == "\ufffd"
+    assert [piece for token in b("x好")[:-1] for piece in stream.push(token)] == [("text", "x")]
+    assert stream.flush() == [("text", "\ufffd")]
 
 
 def test_calls_and_their_outputs_are_not_shown():
     answer = [*b("a"), PYTHON, *b("1+1"), PYTHON_END, OUTPUT, *b("2"), OUTPUT_END, *b("b"), ASSISTANT_END]
     assert chat.visible_text(BYTES, answer) == "ab"
     stream = chat.TextStream(BYTES)
-    assert [stream.push(token) for token in answer] == ["a", *[""] * 8, "b", ""]
+    assert [chat.visible(stream.push(token)) for token in answer] == ["a", *[""] * 8, "b", ""]
+
+
+def test_calls_and_their_outputs_are_pieces_of_their_own():
+    answer = [*b("a"), PYTHON, *b("1+é"), PYTHON_END, OUTPUT, *b("2"), OUTPUT_END, *b("b"), PYTHON, PYTHON_END, PYTHON]
+    stream = chat.TextStream(BYTES)
+    pieces = [piece for token in [*answer, 0xC3] for piece in stream.push(token)] + stream.flush()
+    assert chat.parts(pieces) == [
+        {"type": "text", "text": "a"},
+        {"type": "python", "text": "1+é"},
+        {"type": "python_output", "text": "2"},
+        {"type": "text", "text": "b"},
+        {"type": "python", "text": ""},
+        {"type": "python", "text": "\ufffd"},
+    ]
+
+
+@anyone
+@given(st.lists(st.tuples(st.sampled_from(["text", "python", "python_output"]), st.text(max_size=5)), max_size=8))
+def test_an_answer_that_is_rendered_comes_back_in_its_parts(given_parts):
+    said = [{"type": kind, "text": text} for kind, text in given_parts if kind != "text" or text]
+    conversation = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+    ids, _ = chat.render(BYTES, {"messages": conversation})
+    stream = chat.TextStream(BYTES)
+    pieces = [piece for token in ids[ids.index(ASSISTANT) + 1 : -1] for piece in stream.push(token)] + stream.flush()
+    merged = []
+    for part in said:
+        if merged and part["type"] == merged[-1]["type"] == "text":
+            merged[-1] = {"type": "text", "text": merged[-1]["text"] + part["text"]}
+        else:
+            merged.append(part)
+    assert chat.parts(pieces) == merged
 
 
 def test_a_call_that_never_ends_shows_nothing_of_it():
@@ -264,10 +295,10 @@ def test_a_call_that_never_ends_shows_nothing_of_it():
 @given(st.lists(st.integers(0, 264), max_size=60))
 def test_no_special_token_is_ever_shown(tokens):
     stream = chat.TextStream(BYTES)
-    pieces = [stream.push(token) for token in tokens]
-    text = "".join(pieces) + stream.flush()
+    pieces = [piece for token in tokens for piece in stream.push(token)] + stream.flush()
+    text = chat.visible(pieces)
     assert text == chat.visible_text(BYTES, tokens)
-    assert not any(name in text for name in BYTES.special)
+    assert not any(name in piece for name in BYTES.special for _, piece in pieces)
     if not any(token >= 256 for token in tokens):
         assert text == bytes(tokens).decode("utf-8", errors="replace")
 
@@ -283,21 +314,21 @@ def test_any_text_streams_as_it_is(text):
 def test_a_stream_ends_where_the_first_stop_text_begins(text, stop):
     stream, pieces = chat.TextStream(BYTES, stop), []
     for token in b(text):
-        pieces.append(stream.push(token))
+        pieces += stream.push(token)
         if stream.stopped:
             break
-    shown = "".join([*pieces, stream.flush()])
+    shown = chat.visible(pieces + stream.flush())
     # the first to be whole ends it; of those that are whole at the same character the longest begins first
     ends = [text.index(each) + len(each) for each in stop if each in text]
     heard = text[: min(ends)] if ends else text
     first = min((heard.index(each) for each in stop if each in heard), default=len(text))
     assert shown == text[:first] and stream.stopped == bool(ends)
-    assert not ends or stream.push(97) == stream.flush() == ""
+    assert not ends or stream.push(97) == stream.flush() == []
 
 
 def test_what_may_become_a_stop_text_is_held_back():
     stream = chat.TextStream(BYTES, ("stop!",))
-    pieces = [stream.push(token) for token in b("a st so stop?")]
+    pieces = [chat.visible(stream.push(token)) for token in b("a st so stop?")]
     assert pieces == ["a", " ", "", "", "st ", "", "so", " ", "", "", "", "", "stop?"]
     assert not stream.stopped
 
@@ -305,7 +336,20 @@ def test_what_may_become_a_stop_text_is_held_back():
 def test_of_two_stop_texts_in_one_token_the_first_to_be_whole_counts():
     tokenizer = byte_tokenizer((b" t", b" th", b" the"))
     (the,) = tokenizer.encode(" the")
-    assert chat.TextStream(tokenizer, (" the", "h")).push(the) == " t"
+    assert chat.TextStream(tokenizer, (" the", "h")).push(the) == [("text", " t")]
+
+
+@anyone
+@given(st.integers(0, 9), st.integers(20, 400), st.booleans())
+def test_a_system_message_and_the_last_turn_stay_when_a_conversation_is_too_long(pairs, limit, has_system):
+    system = [{"role": "system", "content": "be kind"}] * has_system
+    turns = [{"role": role, "content": f"{i} " + "x" * 20} for i in range(pairs) for role in ("user", "assistant")]
+    messages = [*system, *turns, {"role": "user", "content": "last"}]
+    ids, dropped = chat.prompt_within(BYTES, messages, limit)
+    assert dropped % 2 == 0 and ids == chat.prompt(BYTES, {"messages": [*system, *messages[len(system) + dropped :]]})
+    assert len(ids) <= limit or dropped == 2 * pairs
+    if dropped:  # no more than had to be
+        assert len(chat.prompt(BYTES, {"messages": [*system, *messages[len(system) + dropped - 2 :]]})) > limit
 
 
 def test_a_text_without_turns_keeps_its_end():

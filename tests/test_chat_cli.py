@@ -36,7 +36,7 @@ class FakeEngine:
         for count, token in enumerate(answer):
             self.on_token(count)
             finish = "length" if count + 1 == request.max_tokens else None
-            yield Event(1, token, False, finish, text=TOKENIZER.decode([token]))
+            yield Event(1, token, False, finish, pieces=[("text", TOKENIZER.decode([token]))])
             if count + 1 == request.max_tokens:
                 return
         yield Event(1, None, False, "stop")

@@ -24,8 +24,8 @@ FLOORS = (
      "gpt", "kv_cache"),
     ("scaling", "memory", "training_step", "batches", "checkpoint", "sampling", "decoding", "engine",
      "results", "progress", "saver", "core_bundle"),
-    ("samples", "bpb", "scoring", "core_eval", "chat_eval", "train", "checks", "rollouts", "engine_worker", "server",
-     "report"),
+    ("samples", "bpb", "scoring", "core_eval", "chat_eval", "train", "checks", "rollouts", "engine_worker",
+     "guard", "api", "server", "report"),
 )  # fmt: skip
 ORDER = [room for floor in FLOORS for room in floor]
 FOR_TASKS = ("calculator", "dataset", "download", "sandbox", "tinyworld")
