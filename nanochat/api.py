@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from nanochat import chat
 from nanochat.engine import Event, Request, room_for_prompt
@@ -55,6 +55,17 @@ class InvalidRequest(ValueError):
         self.param = param
 
 
+def explain(errors: Sequence[dict]) -> tuple[str, str | None]:
+    """What pydantic found wrong, for a person, and the field that is at fault."""
+    worst = max(errors, key=lambda error: len(error["loc"]))  # of what could be several things, the likeliest meant
+    cause = worst.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidRequest):
+        return f"{cause.param}: {cause}", cause.param
+    fields = [part for part in worst["loc"][1:] if isinstance(part, int) or (part.isidentifier() and part != "str")]
+    place = ".".join(map(str, fields))
+    return (f"{place}: {worst['msg']}", place) if place else (worst["msg"], None)
+
+
 # -- what is asked
 
 
@@ -66,6 +77,7 @@ def whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(whole_characters)]
+StopText = Annotated[Text, Field(min_length=1, max_length=200)]
 
 
 class Part(BaseModel):
@@ -110,7 +122,9 @@ class Message(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """What both dialects take."""
+    """What both dialects take. Strict: true is no number, and "5" is none."""
+
+    model_config = ConfigDict(strict=True)
 
     messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
     temperature: float | None = Field(None, ge=0, le=2, allow_inf_nan=False)
@@ -155,7 +169,7 @@ class CompletionRequest(ChatRequest):
     model: Text | None = None
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_TOKENS)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: Text | list[Text] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     top_p: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     logprobs: bool | None = None
@@ -172,14 +186,6 @@ class CompletionRequest(ChatRequest):
             if isinstance(data, dict) and name in data and data[name] not in harmless:
                 raise InvalidRequest(f"{name} is not supported here", name)
         return data
-
-    @field_validator("stop")
-    @classmethod
-    def check_stop(cls, stop: str | list[str] | None) -> list[str]:
-        texts = [stop] if isinstance(stop, str) else stop or []
-        if len(texts) > 16 or any(not 0 < len(text) <= 200 for text in texts):
-            raise InvalidRequest("expected up to 16 texts of 1 to 200 characters", "stop")
-        return texts
 
     @model_validator(mode="after")
     def check_logprobs(self) -> "CompletionRequest":
@@ -219,7 +225,7 @@ def engine_requests(
         temperature=defaults.temperature if asked.temperature is None else asked.temperature,
         top_k=defaults.top_k if asked.top_k is None else asked.top_k,
         top_p=1.0 if full.top_p is None else full.top_p,
-        stop=tuple(full.stop or ()),
+        stop=(full.stop,) if isinstance(full.stop, str) else tuple(full.stop or ()),
         logprobs=max((number for number in asked_for if number is not None), default=None),
         prefix=prefix,
     )

@@ -44,7 +44,10 @@ def header(scope, name: bytes) -> str:
 
 def host_name(address: str) -> str:
     """Of a Host header, without the port."""
-    return (address[1:].partition("]")[0] if address.startswith("[") else address.partition(":")[0]).lower()
+    name, colon, port = address.rpartition(":")
+    if not colon or not port.isdecimal():
+        name = address
+    return name.removeprefix("[").removesuffix("]").lower() if name.startswith("[") else name.lower()
 
 
 class Guard:

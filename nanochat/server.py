@@ -203,12 +203,8 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def on_invalid_request(_, error: RequestValidationError):
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, api.InvalidRequest):
-            return _error(400, f"{cause.param}: {cause}", cause.param)
-        place = ".".join(str(part) for part in first["loc"][1:])
-        return _error(400, f"{place}: {first['msg']}" if place else first["msg"], place or None)
+        message, param = api.explain(error.errors())
+        return _error(400, message, param)
 
     @app.get("/", include_in_schema=False)
     async def page():

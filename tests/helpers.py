@@ -1,7 +1,10 @@
 """Small things that several tests need: tokenizers whose ids can be read, models that are random in every parameter."""
 
+import contextlib
 import json
+import socket
 import threading
+import time
 
 import numpy as np
 import torch
@@ -104,3 +107,24 @@ def save_checkpoint(folder, step, model, optimizer, meta, runtime) -> None:
     saver.save(step, meta)
     if not saver.finish():
         raise OSError(f"step {step} could not be saved in {folder}")
+
+
+@contextlib.contextmanager
+def serving(workers, tokenizer, context: int, **options):
+    """A chat server on a port of its own; yields (its address, the server)."""
+    import uvicorn
+
+    from nanochat.server import ChatServer, create_app
+
+    app = create_app(workers, tokenizer, context, **options)
+    server = ChatServer(uvicorn.Config(app, log_level="warning", ws="none"), app, workers)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}", server
+        finally:
+            server.should_exit = True
+            thread.join()

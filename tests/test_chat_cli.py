@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,8 @@ def test_chat_web_serves_the_model_and_ends_on_ctrl_c(tiny_model):
             url = opening[1].split()[1]
             session = requests.Session()
             session.trust_env = False  # no proxy between here and here
-            assert session.get(f"{url}/health", timeout=30).json()["ready"]
+            while not session.get(f"{url}/health", timeout=30).json()["ready"]:
+                time.sleep(0.05)
             body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5}
             answer = session.post(f"{url}/chat/completions", json=body, timeout=30)
             assert answer.text.endswith('data: {"done": true}\n\n')
