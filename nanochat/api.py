@@ -364,12 +364,12 @@ class Completion:
         """A token, or the mark that ended the answer, for the microscope."""
 
         def entry(id, logprob):
-            return {"id": id, "text": token_text(self.tokenizer, id, self.names), "logprob": finite(logprob)}
+            text = token_text(self.tokenizer, id, self.names)
+            return {"id": id, "text": text, "special": id in self.names, "logprob": finite(logprob)}
 
         id = event.end if event.token is None else event.token
-        marks = {"special": id in self.names, "forced": event.forced}
         likeliest = [entry(*pair) for pair in event.likeliest[: self.asked.microscope]]
-        return {**entry(id, event.logprob), **marks, "likeliest": likeliest}
+        return {**entry(id, event.logprob), "forced": event.forced, "likeliest": likeliest}
 
 
 def reference_events(batch: list[tuple[int, Event]], gpu: int) -> list[dict]:

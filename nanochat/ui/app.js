@@ -1,203 +1,293 @@
-// The page: one conversation, held in `messages`, sent whole with every question and answered as a stream of events.
-// What the model says is only ever set as textContent: it cannot become markup.
+// The page: one conversation in view, the others in the drawer, and what hands and keys do.
+// What the model says is only ever set as text: it cannot become markup, and the policy of the page forbids it, too.
 
-const MAX_MESSAGES = 500;
-const MAX_CHARACTERS = 32000; // of a whole conversation, as the server takes it
-const MAX_MESSAGE_CHARACTERS = 8000;
+import { health, stats } from "./client.js";
+import { COMMANDS, matching, run } from "./commands.js";
+import * as conversation from "./conversation.js";
+import { el } from "./dom.js";
+import { wire } from "./settings.js";
+import * as store from "./store.js";
+import { editor, fill, turn } from "./turns.js";
 
 const $ = (id) => document.getElementById(id);
 const scroller = $("scroller"), turns = $("turns"), input = $("input");
+const wide = matchMedia("(min-width: 64rem)");
 
-let messages = []; // {role, content}
-let answering = null; // the AbortController of the answer being written
+let state = conversation.create();
+let limits = { messages: 500, message_characters: 8000, conversation_characters: 32000 };
+
+const app = {
+  defaults: { temperature: 0.8, top_k: 50, top_p: 1, max_tokens: 512 },
+  system: () => state.conversation.system,
+  setSystem(text) {
+    state.conversation.system = text.trim().slice(0, limits.message_characters);
+    if (state.messages.size) store.save(state.conversation, []);
+  },
+  keyChanged: () => introduce(),
+  newChat,
+};
 
 // ---- what is seen
 
-function element(className, text = "") {
-  const node = document.createElement("div");
-  node.className = className;
-  node.textContent = text;
-  return node;
+const atEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
+const say = (text) => { $("status").textContent = text; };
+
+function articleOf(message) {
+  return [...turns.children].find((node) => node.dataset.id === message.id);
 }
 
-/** Run `change` and keep the end of the conversation in view, unless the reader has scrolled up. */
-function following(change) {
-  const atEnd = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
-  change();
-  if (atEnd) scroller.scrollTop = scroller.scrollHeight;
+/** Everything anew; the view stays where it is, or at the end if it was there. */
+function render({ toEnd = atEnd() } = {}) {
+  const shown = conversation.path(state), run = conversation.runningIn(state);
+  const focused = { id: document.activeElement?.closest?.(".turn")?.dataset.id, label: document.activeElement?.ariaLabel };
+  const options = { microscope: store.settings().microscope, busy: Boolean(run), on };
+  const nodes = shown.map((message) => {
+    const all = conversation.siblings(state, message.parent);
+    return turn(message, { index: all.indexOf(message), count: all.length }, { ...options, writing: run?.message === message });
+  });
+  if (state.trouble) nodes.push(troubleNote(state.trouble));
+  if (state.remark) nodes.push(el("p", { class: "note remark", text: state.remark, role: "status" }));
+  turns.replaceChildren(...nodes);
+  if (focused.id && focused.label) turns.querySelector(`[data-id="${focused.id}"] [aria-label="${CSS.escape(focused.label)}"]`)?.focus();
+  $("welcome").hidden = shown.length > 0 || Boolean(state.remark);
+  turns.setAttribute("aria-busy", String(Boolean(run)));
+  if (toEnd) scroller.scrollTop = scroller.scrollHeight;
+  controls();
 }
 
-function showTurn(role, text = "") {
-  const node = element(`turn ${role}`, text);
-  node.setAttribute("role", "article");
-  node.setAttribute("aria-label", role === "user" ? "You" : "nanochat");
-  turns.append(node);
-  scroller.scrollTop = scroller.scrollHeight;
-  return node;
+function troubleNote({ kind, text, again }) {
+  const retry = el("button", { class: "quiet", text: "Try again", onclick: () => write(again.question, again) });
+  return el("p", { class: kind === "stopped" ? "note" : "note error", role: "alert" }, el("span", { text }), retry);
 }
 
-function showNote(className, text, { before = null, retry = false } = {}) {
-  const node = element(`note ${className}`);
-  const label = document.createElement("span");
-  label.textContent = text;
-  node.append(label);
-  if (retry) {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.className = "quiet";
-    button.textContent = "Try again";
-    button.addEventListener("click", () => answer());
-    node.append(button);
-  }
-  following(() => turns.insertBefore(node, before));
-  return node;
-}
-
-function refresh() {
-  $("welcome").hidden = messages.length > 0;
-  $("new").hidden = messages.length === 0;
-  $("send").hidden = answering !== null;
-  $("stop").hidden = answering === null;
-  $("send").disabled = !input.value.trim();
-  turns.setAttribute("aria-busy", String(answering !== null));
+/** What of the page follows from the state: buttons, the size of the box, hints on commands. */
+function controls() {
+  const running = Boolean(conversation.runningIn(state));
+  const text = input.value, tooLong = text.length > limits.message_characters;
+  $("send").hidden = running;
+  $("stop").hidden = !running;
+  $("send").disabled = !text.trim() || tooLong;
+  $("hint").classList.toggle("error", tooLong);
+  if (tooLong) $("hint").textContent = `${text.length} characters: a message may have ${limits.message_characters}.`;
+  else if ($("hint").classList.length > 1 || !$("hint").querySelector(".keys")) $("hint").replaceChildren(...hint.map((node) => node.cloneNode(true)));
+  const lines = /^\/[a-z]*$/i.test(text) || Object.hasOwn(COMMANDS, text.split(/\s/)[0]) ? matching(text) : [];
+  $("commands").hidden = !lines.length;
+  $("commands").replaceChildren(...lines.map((line) => el("li", { text: line })));
   input.style.height = "auto";
   input.style.height = `${input.scrollHeight}px`;
 }
+const hint = [...$("hint").childNodes];
 
-// ---- what is asked
-
-/** The newest messages that the server takes, beginning with the user's, and how many older turns are left out. */
-function fitting(all) {
-  let first = all.length, characters = 0;
-  while (first > 0 && all.length - first < MAX_MESSAGES) {
-    characters += Math.min(all[first - 1].content.length, MAX_MESSAGE_CHARACTERS);
-    if (characters > MAX_CHARACTERS) break;
-    first -= 1;
-  }
-  while (all[first].role !== "user") first += 1;
-  const sent = all.slice(first).map(({ role, content }) => ({ role, content: content.slice(0, MAX_MESSAGE_CHARACTERS) }));
-  return { sent, left: first };
+let frame = 0;
+function grow(message) {
+  frame ||= requestAnimationFrame(() => {
+    frame = 0;
+    const article = articleOf(message);
+    if (!article) return;
+    const follow = atEnd();
+    fill(article.querySelector(".body"), message, { microscope: store.settings().microscope });
+    if (follow) scroller.scrollTop = scroller.scrollHeight;
+  });
 }
 
-/** The events of a response: each block of the stream is one `data: {...}` line. */
-async function* events(response) {
-  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-  let pending = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const blocks = (pending + value).split("\n\n");
-    pending = blocks.pop();
-    for (const block of blocks) if (block.startsWith("data: ")) yield JSON.parse(block.slice(6));
-  }
-}
-
-async function refusal(response) {
-  if (response.status === 429) return "The model is busy with others. Try again in a moment.";
-  const body = await response.json().catch(() => null);
-  return body?.error?.message ?? `The server answered ${response.status}.`;
-}
-
-/** Ask for an answer to the conversation so far, and write it as it comes. */
-async function answer() {
-  turns.querySelectorAll(".note:not(.kept), .broken").forEach((node) => node.remove());
-  const { sent, left } = fitting(messages);
-  const reply = showTurn("assistant");
-  reply.classList.add("writing");
-  const stop = (answering = new AbortController());
-  refresh();
-  let text = "", dropped = left, cut = false, complete = false, failure = "";
-  try {
-    const response = await fetch("chat/completions", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ messages: sent }),
-      signal: stop.signal,
+async function drawer() {
+  const all = await store.list();
+  $("conversations").replaceChildren(...all.map((each) => {
+    const remove = el("button", { class: "icon small", text: "×", "aria-label": `Delete ${each.title}`, title: "Delete" });
+    remove.addEventListener("click", async () => {
+      if (remove.textContent === "×") {
+        remove.textContent = "Delete?";
+        setTimeout(() => { remove.textContent = "×"; }, 3000);
+        return;
+      }
+      conversation.stop({ conversation: each });
+      await store.remove(each.id);
+      if (each.id === state.conversation.id) newChat();
+      drawer();
     });
-    if (!response.ok) failure = await refusal(response);
-    else for await (const event of events(response)) {
-      if (event.token) following(() => { reply.textContent = text += event.token; });
-      if (event.dropped) dropped += event.dropped;
-      if (event.finish === "length") cut = true;
-      if (event.error) failure = event.error;
-      if (event.done) complete = true;
-    }
-    if (!complete && !failure) failure = "The answer broke off: the server went away.";
-  } catch {
-    if (!stop.signal.aborted) failure = text ? "The answer broke off: the server went away." : "The server cannot be reached.";
-  }
-  if (answering !== stop) return; // a new chat has begun meanwhile
-  answering = null;
-  reply.classList.remove("writing");
-  if (failure || !text) {
-    // The question stays, to be asked again; a broken answer can still be read until then.
-    if (text) reply.classList.add("broken");
-    else reply.remove();
-    showNote("error", failure || (stop.signal.aborted ? "Stopped." : "The model said nothing."), { retry: true });
-    return refresh();
-  }
-  messages.push({ role: "assistant", content: text });
-  if (stop.signal.aborted) showNote("kept", "Stopped.");
-  else if (cut) showNote("kept", "Cut off at the length limit.");
-  if (dropped) {
-    // Turns are dropped whole, in twos; an odd one is a question of which only the end fits.
-    const unseen = dropped % 2 ? "Too long: the model saw only the end of this message."
-      : `The first ${dropped} messages no longer fit: the model did not see them.`;
-    showNote("wide kept", unseen, { before: reply });
-  }
-  refresh();
+    const current = each.id === state.conversation.id ? "page" : undefined;
+    return el("li", {}, el("a", { href: `#${each.id}`, text: each.title, "aria-current": current, onclick: () => showDrawer(false) }), remove);
+  }));
 }
 
-function ask(text) {
-  if (answering || !text.trim()) return;
-  // A question whose answer failed has none after it: the new one takes its place.
-  if (messages.at(-1)?.role === "user") {
-    messages.pop();
-    [...turns.querySelectorAll(".user")].at(-1).remove();
-  }
-  messages.push({ role: "user", content: text });
-  showTurn("user", text);
-  answer();
+function showDrawer(open) {
+  const shown = wide.matches ? store.settings().drawer !== false : open;
+  document.body.classList.toggle("drawer", shown);
+  $("drawer").inert = !shown;
+  $("veil").hidden = wide.matches || !shown;
+  $("menu").setAttribute("aria-expanded", String(shown));
 }
+
+// ---- what is done
+
+function write(question, { tokens = [], into = null } = {}) {
+  const own = state;
+  return conversation.answer(own, question, limits, {
+    tokens,
+    into,
+    say: (text) => { if (own === state) say(text); },
+    show(what, failure) {
+      if (what === "end" && failure?.kind === "gone") watch();
+      if (own !== state) return what === "end" && drawer();
+      if (what === "grow") return grow(conversation.runningIn(own).message);
+      render({ toEnd: what === "begin" || atEnd() });
+      drawer();
+    },
+  });
+}
+
+function askNew(text) {
+  const last = conversation.path(state).at(-1);
+  // A question whose answer failed has none after it: the new one stands beside it.
+  const question = conversation.addQuestion(state, last?.role === "user" ? last.parent : last?.id ?? null, text);
+  location.hash = state.conversation.id;
+  return write(question);
+}
+
+const on = {
+  edit(message) {
+    const article = articleOf(message);
+    const { node, focus } = editor(message, (text) => {
+      if (text === null) return render();
+      write(conversation.addQuestion(state, message.parent, text));
+    });
+    article.replaceChildren(node);
+    article.classList.add("editing");
+    focus();
+  },
+  regenerate: (message) => write(state.messages.get(message.parent)),
+  proceed: (message) => write(state.messages.get(message.parent), { tokens: message.tokens, into: message }),
+  goOn(message, index, other) {
+    const chosen = { ...other, forced: false, chosen: true, likeliest: message.tokens[index].likeliest };
+    write(state.messages.get(message.parent), { tokens: [...message.tokens.slice(0, index), chosen] });
+  },
+  choose(message, index) {
+    conversation.choose(state, conversation.siblings(state, message.parent)[index]);
+    render({ toEnd: false });
+  },
+};
 
 function newChat() {
-  answering?.abort();
-  answering = null;
-  messages = [];
-  turns.replaceChildren();
-  refresh();
+  state = conversation.create();
+  history.pushState(null, "", location.pathname + location.search);
+  showDrawer(false);
+  render();
+  drawer();
   input.focus();
+}
+
+async function openFromAddress() {
+  const id = location.hash.slice(1);
+  if (id === state.conversation.id) return;
+  if (!id && !state.messages.size) return;
+  state = conversation.stateOf(id) ?? (id && await conversation.open(id)) ?? conversation.create();
+  if (!state.messages) state = conversation.create();
+  say("");
+  render({ toEnd: true });
+  drawer();
+}
+
+function submit() {
+  const text = input.value.trim();
+  if (!text || conversation.runningIn(state) || input.value.length > limits.message_characters) return;
+  const remark = text.startsWith("/") ? run(text, app) : null;
+  input.value = "";
+  if (remark === null) return askNew(text);
+  state.remark = remark;
+  render({ toEnd: true });
+}
+
+// ---- how the server stands
+
+async function introduce() {
+  try {
+    const found = await stats();
+    Object.assign(app.defaults, found.defaults);
+    limits = found.limits;
+    $("model").textContent = found.model;
+    say("");
+  } catch (error) {
+    say(error.message);
+    if (error.kind === "key") openSettings("key");
+    else watch();
+  }
+}
+
+let watching = false;
+/** Look after a server that is gone until it is back. */
+async function watch() {
+  if (watching) return;
+  watching = true;
+  for (let status; (status = await health()) !== "ok"; ) {
+    say(status === "starting" ? "The model is getting ready." : "The server is gone. Waiting for it to come back.");
+    await new Promise((resolve) => setTimeout(resolve, 2000));
+  }
+  watching = false;
+  say("");
+  if (!$("model").textContent) introduce();
 }
 
 // ---- hands and keys
 
+const openSettings = wire(app);
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (answering || !input.value.trim()) return;
-  const text = input.value.trim();
-  input.value = "";
-  ask(text);
+  submit();
 });
-input.addEventListener("input", refresh);
+input.addEventListener("input", controls);
 input.addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
     event.preventDefault();
-    $("composer").requestSubmit();
+    submit();
+  } else if (event.key === "ArrowUp" && !input.value && !conversation.runningIn(state)) {
+    const last = conversation.path(state).findLast((message) => message.role === "user");
+    if (last) {
+      event.preventDefault();
+      on.edit(last);
+    }
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape") answering?.abort();
+  if (event.key !== "Escape" || $("settings").open) return;
+  if (!wide.matches && document.body.classList.contains("drawer")) {
+    showDrawer(false);
+    $("menu").focus();
+  } else conversation.stop(state);
 });
-$("stop").addEventListener("click", () => { answering?.abort(); input.focus(); });
+$("stop").addEventListener("click", () => {
+  conversation.stop(state);
+  input.focus();
+});
 $("new").addEventListener("click", newChat);
+$("menu").addEventListener("click", () => {
+  if (wide.matches) store.change({ drawer: store.settings().drawer === false });
+  showDrawer(!document.body.classList.contains("drawer"));
+});
+$("veil").addEventListener("click", () => showDrawer(false));
+wide.addEventListener("change", () => showDrawer(false));
+$("microscope").addEventListener("click", () => {
+  store.change({ microscope: !store.settings().microscope });
+  $("microscope").setAttribute("aria-pressed", String(store.settings().microscope));
+  render();
+});
 $("suggestions").addEventListener("click", (event) => {
-  if (event.target instanceof HTMLButtonElement) ask(event.target.textContent);
+  if (event.target instanceof HTMLButtonElement) askNew(event.target.textContent);
+});
+addEventListener("hashchange", openFromAddress);
+addEventListener("popstate", openFromAddress);
+store.onChange(async (id) => {
+  drawer();
+  if (id !== state.conversation.id || conversation.runningIn(state)) return;
+  const found = await conversation.open(id);
+  if (!found) return newChat();
+  state = found;
+  render();
 });
 
-async function introduce() {
-  const response = await fetch("stats").catch(() => null);
-  if (response?.ok) $("model").textContent = (await response.json()).model;
-}
-
-refresh();
+$("microscope").setAttribute("aria-pressed", String(Boolean(store.settings().microscope)));
+showDrawer(false);
+render();
+openFromAddress();
+drawer();
 introduce();
+if (!(await store.keeps())) $("kept").textContent = "This browser keeps nothing: conversations end with the tab.";

@@ -1,0 +1,523 @@
+"""The chat page in a real browser, over a server with a model that says what the test wrote for it."""
+
+import re
+import shutil
+import threading
+
+import pytest
+from helpers import byte_tokenizer, random_model, serving, small_config
+
+from nanochat.api import Settings
+from nanochat.engine import Engine
+from nanochat.engine_worker import EngineWorker
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
+
+TOKENIZER = byte_tokenizer()
+SPECIAL = TOKENIZER.special
+QUIET = [  # what a browser asks of the network by itself
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic",
+    "--no-first-run", "--disable-gpu", "--no-sandbox",
+]  # fmt: skip
+HOSTILE = (
+    "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'><svg/onload=window.hit=1>"
+    "[a](javascript:window.hit=1) [b](data:text/html,x) **<b onclick='window.hit=1'>bold</b>** "
+    '`<i>code</i>` [c](https://example.com/"onclick="window.hit=1) https://example.com/<u>\n\n'
+    "```<script>\n</code></pre><script>window.hit = 1</script>\n```\n\n| <b>a</b> | b |\n|---|---|\n| <script> | 2 |"
+)
+MARKDOWN = """# Title
+
+Some *slanted* and **strong** text, `code`, 2*3*4 and a [link](https://example.com/a).
+
+- one
+  - inner
+- two
+
+1. first
+2. second
+
+> quoted
+
+```python
+print("<hi>")
+```
+
+| a | b |
+|---|---|
+| 1 | 2 |"""
+
+
+def ids(text):
+    return TOKENIZER.encode(text)
+
+
+SCRIPTS = {
+    "hostile": ids(HOSTILE),
+    "markdown": ids(MARKDOWN),
+    "sum": [*ids("It is "), SPECIAL["<|python_start|>"], *ids("2+3"), SPECIAL["<|python_end|>"]],
+    "long": ids("word " * 200),
+    "nothing": [],
+}
+
+
+class ScriptedEngine(Engine):
+    """Says what the script has for the last question, else that question again; a pause before each step, where one is
+    asked for. Everything but the choice of tokens is the engine's own."""
+
+    pause = 0.0
+    gate = threading.Event()
+
+    def step(self):
+        self.gate.wait(30)
+        threading.Event().wait(self.pause)
+        return super().step()
+
+    def _choose(self, rows, logits, groups):
+        chosen = []
+        for row in rows:
+            start = len(row.request.prompt) - row.request.prompt[::-1].index(SPECIAL["<|user_start|>"])
+            question = TOKENIZER.decode([id for id in row.request.prompt[start:] if id < 256])
+            script = SCRIPTS.get(question.split()[-1], ids(f"So: {question}"))
+            if row.request.prefix and row.count < len(row.request.prefix) + 3:
+                chosen.append(ord("+"))  # after another token it says something else
+            elif row.request.prefix or row.count >= len(script) + len(ids("5")) + 2 * ("sum" in question):
+                chosen.append(SPECIAL["<|assistant_end|>"])
+            else:
+                chosen.append(script[row.count] if row.count < len(script) else SPECIAL["<|assistant_end|>"])
+        return chosen
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    model = random_model(small_config(TOKENIZER.vocab_size, sequence_len=1024), seed=5)
+    engine = ScriptedEngine(model, TOKENIZER, max_rows=8)
+    engine.gate.set()
+    options = {"model_name": "tiny · sft · step 7", "defaults": Settings(max_tokens=400)}
+    with serving([EngineWorker(engine, capacity=2)], TOKENIZER, 1024, **options) as (address, _):
+        yield address, engine
+
+
+@pytest.fixture
+def context(browser, server):
+    server[1].pause = 0.0
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    context.set_default_timeout(15_000)
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=server[0])
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def page(context, server):
+    page = open_page(context, server[0])
+    yield page
+    assert page.problems == [], "what the browser complained of"
+
+
+def open_page(context, address):
+    page = context.new_page()
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.on("console", lambda message: message.type == "error" and page.problems.append(message.text))
+    page.on("request", lambda request: request.url.startswith((address, "data:")) or page.problems.append(request.url))
+    page.goto(address)
+    sync_api.expect(page.locator("#model")).to_have_text("tiny · sft · step 7")
+    return page
+
+
+def send(page, text):
+    page.fill("#input", text)
+    page.press("#input", "Enter")
+
+
+def settle(page):
+    sync_api.expect(page.locator("#turns")).to_have_attribute("aria-busy", "false")
+
+
+def ask(page, text):
+    send(page, text)
+    settle(page)
+
+
+def answers(page):
+    return page.locator(".assistant .body").all_inner_texts()
+
+
+def questions(page):
+    return page.locator(".user .body").all_inner_texts()
+
+
+def button(page, name, of=".turn", nth=-1):
+    return page.locator(of).nth(nth).get_by_role("button", name=name, exact=True)
+
+
+def test_a_conversation_of_three_turns_is_kept_over_a_reload(page):
+    for text in ("one", "two", "three"):
+        ask(page, text)
+    assert questions(page) == ["one", "two", "three"]
+    assert answers(page) == ["So: one", "So: two", "So: three"]
+    assert re.search(r"\d+ tokens · \d+ tokens/s", page.locator(".rate").last.inner_text())
+    page.reload()
+    page.locator(".assistant").nth(2).wait_for()
+    assert answers(page) == ["So: one", "So: two", "So: three"]
+    ask(page, "four")
+    assert answers(page)[-1] == "So: four"
+
+
+def test_an_answer_is_seen_while_it_is_written_and_stops_when_told_to(page, server):
+    server[1].pause = 0.01
+    send(page, "long")
+    sync_api.expect(page.locator(".writing .body")).to_contain_text("word word")
+    page.keyboard.press("Escape")
+    settle(page)
+    said = answers(page)[0]
+    assert said.startswith("word word") and len(said) < 900
+    assert page.locator(".note").inner_text() == "Stopped."
+    server[1].pause = 0.0
+    ask(page, "next")
+    assert answers(page)[1] == "So: next"
+    server[1].pause = 0.01
+    send(page, "long again long")
+    page.locator(".writing").wait_for()
+    page.click("#stop")
+    settle(page)
+    server[1].pause = 0.0
+
+
+def test_a_question_is_edited_and_the_older_one_stays(page):
+    ask(page, "one")
+    ask(page, "two")
+    page.locator(".user").first.hover()
+    button(page, "Edit", ".user", 0).click()
+    box = page.get_by_label("Edit the message")
+    assert box.input_value() == "one"
+    box.fill("uno")
+    box.press("Enter")
+    settle(page)
+    assert (questions(page), answers(page)) == (["uno"], ["So: uno"])
+    page.locator(".user").first.hover()
+    button(page, "The one before", ".user", 0).click()
+    assert (questions(page), answers(page)) == (["one", "two"], ["So: one", "So: two"])
+    page.reload()
+    page.locator(".assistant").nth(1).wait_for()
+    assert questions(page) == ["one", "two"], "what was shown last is shown again"
+    page.press("#input", "ArrowUp")
+    sync_api.expect(page.get_by_label("Edit the message")).to_be_focused()
+    page.keyboard.press("Escape")
+    assert questions(page) == ["one", "two"]
+
+
+def test_an_answer_is_regenerated_and_the_older_one_stays(page):
+    ask(page, "one")
+    button(page, "Regenerate").click()
+    settle(page)
+    assert page.locator(".assistant").count() == 1 and "2/2" in page.locator(".assistant .actions").inner_text()
+    ask(page, "two")
+    assert questions(page) == ["one", "two"]
+    page.locator(".assistant").first.hover()
+    button(page, "The one before", ".assistant", 0).click()
+    assert questions(page) == ["one"], "the other answer was not gone on from"
+
+
+def test_copying_gives_the_text_as_it_was_written(page):
+    ask(page, "markdown")
+    button(page, "Copy", ".assistant > .actions", 0).click()
+    sync_api.expect(page.locator("#status")).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == MARKDOWN
+
+
+def test_markdown_becomes_elements(page):
+    ask(page, "markdown")
+    body = page.locator(".assistant .body")
+    for selector, text in {
+        "h3": "Title", "em": "slanted", "strong": "strong", "p > code": "code", "ul ul li": "inner",
+        "ol li:nth-child(2)": "second", "blockquote": "quoted", "pre": 'print("<hi>")', ".code .head": "python",
+        "th:nth-child(2)": "b", "td:nth-child(1)": "1", "a": "link",
+    }.items():  # fmt: skip
+        assert body.locator(selector).inner_text().strip() == text, selector
+    assert "2*3*4" in body.inner_text()
+    assert body.locator("a").get_attribute("href") == "https://example.com/a"
+    assert "noopener" in body.locator("a").get_attribute("rel")
+
+
+@pytest.mark.parametrize("microscope", [False, True])
+def test_hostile_text_stays_text(page, microscope):
+    if microscope:
+        page.click("#microscope")
+    ask(page, "hostile")
+    if not microscope:
+        text = page.locator(".assistant .body").inner_text()
+        assert "<script>window.hit = 1</script>" in text and "onerror='window.hit = 1'" in text
+        assert "</code></pre><script>window.hit = 1</script>" in page.locator(".code pre").inner_text()
+        links = page.locator(".assistant .body a").evaluate_all("links => links.map(link => link.href)")
+        assert all(link.startswith("https://example.com/") for link in links) and len(links) == 2
+    ask(page, HOSTILE)
+    allowed = {
+        "a", "blockquote", "br", "button", "code", "div", "del", "em", "h3", "h4", "h5", "h6", "hr", "li", "ol", "p",
+        "path", "pre", "span", "strong", "svg", "table", "tbody", "td", "th", "thead", "tr", "ul", "article",
+    }  # fmt: skip
+    used = page.locator("#turns *").evaluate_all("nodes => [...new Set(nodes.map(node => node.localName))]")
+    assert set(used) <= allowed
+    handlers = "nodes => nodes.flatMap(n => [...n.attributes]).filter(a => a.name.startsWith('on')).length"
+    assert page.locator("#turns *").evaluate_all(handlers) == 0
+    assert page.evaluate("window.hit") is None
+    title = page.locator("#conversations a").first
+    assert title.inner_text() == "hostile"
+
+
+def test_calls_of_tools_are_boxes_in_the_text(page):
+    ask(page, "sum")
+    box = page.locator(".tool")
+    assert box.locator("code").inner_text() == "2+3" and box.locator(".result").inner_text() == "5"
+    assert answers(page)[0].startswith("It is")
+
+
+def test_two_tabs_at_once_keep_their_own_and_see_each_other(context, server):
+    first, second = open_page(context, server[0]), open_page(context, server[0])
+    server[1].pause = 0.005
+    send(first, "long")
+    send(second, "in the other tab")
+    settle(second)
+    assert answers(second) == ["So: in the other tab"]
+    settle(first)
+    assert answers(first) == [("word " * 80).strip()], "cut off at 400 tokens"
+    server[1].pause = 0.0
+    sync_api.expect(second.locator("#conversations li")).to_have_count(2)
+    second.get_by_role("link", name="long").click()
+    sync_api.expect(second.locator(".assistant .body")).to_contain_text("word word")
+    ask(first, "and now")
+    sync_api.expect(second.locator(".assistant .body").last).to_have_text("So: and now")
+    assert first.problems == second.problems == []
+
+
+def test_the_microscope_shows_tokens_and_goes_on_from_another(page):
+    ask(page, "sum")
+    page.click("#microscope")
+    tokens = page.locator(".token")
+    texts = tokens.all_inner_texts()
+    assert texts[:6] == ["I", "t", "·", "i", "s", "·"]
+    assert texts[6:] == [
+        "python_start",
+        "2",
+        "+",
+        "3",
+        "python_end",
+        "output_start",
+        "5",
+        "output_end",
+        "assistant_end",
+    ]
+    assert page.locator(".token.forced").all_inner_texts() == ["output_start", "5", "output_end"]
+    tokens.nth(1).click()
+    panel = page.get_by_role("region", name="Token")
+    assert f"id {ord('t')}" in panel.inner_text() and "token 2 of 15" in panel.inner_text()
+    shares = panel.locator(".share").all_inner_texts()
+    assert len(shares) == 9 and all(re.fullmatch(r"[<>]?[\d.]+ %", share) for share in shares)
+    tokens.nth(12).click()
+    assert "Put in by the tool" in panel.inner_text()
+    page.keyboard.press("ArrowLeft")
+    assert "output_start" in panel.inner_text() and "token 12 of 15" in panel.inner_text()
+    page.keyboard.press("Escape")
+    assert not panel.is_visible()
+    tokens.nth(1).click()
+    other = panel.locator("button[aria-label^='Go on from']").first
+    chosen = other.locator("code").inner_text()
+    other.click()
+    settle(page)
+    texts = page.locator(".token").all_inner_texts()
+    assert texts[:2] == ["I", chosen] and texts[2:] == ["+", "+", "+", "assistant_end"]
+    assert page.locator(".token.chosen").all_inner_texts() == [chosen]
+    assert "2/2" in page.locator(".assistant .actions").inner_text()
+    page.click("#microscope")
+    assert page.locator(".assistant .body").inner_text().endswith("+++")
+    button(page, "The one before", ".assistant").click()
+    assert page.locator(".tool .result").inner_text() == "5", "the first answer is still there"
+
+
+def test_an_answer_cut_off_goes_on_where_it_was(page):
+    ask(page, "/max")  # no command of that name
+    assert "not a command" in page.locator(".remark").inner_text()
+    page.click("#open-settings")
+    page.fill("#max_tokens", "7")
+    page.get_by_role("button", name="Done").click()
+    ask(page, "cut me")
+    assert answers(page) == ["So: cut"] and "Cut off" in page.locator(".note").inner_text()
+    button(page, "Go on").click()
+    settle(page)
+    assert answers(page) == ["So: cut+++"] and page.locator(".assistant").count() == 1
+
+
+def test_settings_and_commands_reach_the_model(page, server):
+    seen = []
+    page.on("request", lambda request: seen.append(request.post_data_json) if request.method == "POST" else None)
+    ask(page, "/temperature 1.5")
+    assert page.locator(".remark").inner_text() == "Temperature is now 1.5."
+    ask(page, "/topk 7")
+    ask(page, "/temperature 9")
+    assert "from 0 to 2" in page.locator(".remark").inner_text()
+    ask(page, "/help")
+    for name in ("/temperature", "/topk", "/clear", "/help"):
+        assert name in page.locator(".remark").inner_text()
+    page.click("#open-settings")
+    page.fill("#system", "Be kind.")
+    page.fill("#seed", "11")
+    page.get_by_role("button", name="Done").click()
+    ask(page, "hello")
+    asked = seen[-1]
+    assert (asked["temperature"], asked["top_k"], asked["seed"]) == (1.5, 7, 11)
+    assert asked["messages"] == [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "hello"}]
+    ask(page, "/clear")
+    assert questions(page) == [] and page.locator("#welcome").is_visible()
+    assert page.locator("#conversations li").count() == 1, "it is put aside, not lost"
+    page.reload()
+    ask(page, "again")
+    assert seen[-1]["temperature"] == 1.5, "settings are kept"
+    assert seen[-1]["messages"] == [{"role": "user", "content": "again"}], "a system prompt is its conversation's"
+    ask(page, "/etc/hosts is a file")
+    assert questions(page)[-1] == "/etc/hosts is a file"
+
+
+def test_a_busy_server_is_asked_again_and_then_answers(context, page, server):
+    engine = server[1]
+    engine.gate.clear()
+    others = [open_page(context, server[0]) for _ in range(2)]
+    for other in others:
+        send(other, "first")
+        other.locator(".writing").wait_for()
+    page.wait_for_timeout(200)
+    send(page, "patient")
+    sync_api.expect(page.locator("#status")).to_contain_text("busy")
+    engine.gate.set()
+    settle(page)
+    assert answers(page) == ["So: patient"] and page.locator("#status").inner_text() == ""
+    for other in others:
+        settle(other)
+        assert answers(other) == ["So: first"]
+    page.problems = [problem for problem in page.problems if "429" not in problem]
+
+
+def test_a_server_that_is_gone_is_told_and_nothing_is_lost(context, server):
+    page = open_page(context, server[0])
+    ask(page, "one")
+    context.set_offline(True)
+    ask(page, "two")
+    assert "cannot be reached" in page.locator(".note.error").inner_text()
+    sync_api.expect(page.locator("#status")).to_contain_text("gone")
+    context.set_offline(False)
+    sync_api.expect(page.locator("#status")).to_be_empty()
+    page.get_by_role("button", name="Try again").click()
+    settle(page)
+    assert answers(page) == ["So: one", "So: two"]
+
+
+def test_a_conversation_that_is_too_long_says_what_the_model_did_not_see(page):
+    for i in range(4):
+        ask(page, f"{'x' * 200}{i}")
+    assert "did not see them" in page.locator(".note.wide").last.inner_text()
+    page.fill("#input", "y" * 8001)
+    assert page.locator("#send").is_disabled() and "8001 characters" in page.locator("#hint").inner_text()
+    page.fill("#input", "short")
+    assert page.locator("#send").is_enabled() and "small model" in page.locator("#hint").inner_text()
+
+
+def test_conversations_are_deleted_only_at_the_second_click(page):
+    ask(page, "one")
+    ask(page, "/clear")
+    ask(page, "two")
+    entries = page.locator("#conversations li")
+    assert entries.all_inner_texts() == ["two\n×", "one\n×"]
+    delete = page.get_by_role("button", name="Delete one")
+    delete.click()
+    assert entries.count() == 2
+    delete.click()
+    sync_api.expect(entries).to_have_count(1)
+    page.reload()
+    sync_api.expect(entries).to_have_count(1)
+    assert questions(page) == ["two"]
+
+
+def test_by_keyboard_alone(page):
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("line")
+    page.keyboard.press("Enter")
+    settle(page)
+    assert questions(page) == ["one\nline"]
+    page.keyboard.press("Shift+Tab")
+    for _ in range(40):
+        if page.evaluate("document.activeElement.ariaLabel") == "Regenerate":
+            break
+        page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Enter")
+    settle(page)
+    assert "2/2" in page.locator(".assistant .actions").inner_text()
+
+
+def test_everything_that_can_be_used_has_a_name(page):
+    ask(page, "markdown")
+    page.click("#microscope")
+    page.locator(".token").first.click()
+    page.click("#open-settings")
+    nameless = """nodes => nodes.filter(node => !(node.ariaLabel || node.textContent.trim() || node.labels?.length))
+        .map(node => node.outerHTML)"""
+    assert page.locator("button, a, input, textarea, select, output").evaluate_all(nameless) == []
+    assert page.locator("h1").count() == 1 and page.locator("main").count() == 1
+    ids = page.locator("[id]").evaluate_all("nodes => nodes.map(node => node.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_a_phone_has_a_drawer_and_no_sideways_scrolling(browser, server):
+    context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    page = open_page(context, server[0])
+    ask(page, "markdown")
+    page.tap("#microscope")
+    page.locator(".token").first.tap()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert not page.get_by_role("navigation").is_visible()
+    page.tap("#menu")
+    assert page.get_by_role("link", name="markdown").is_visible()
+    page.tap("#new")
+    assert not page.get_by_role("navigation").is_visible() and page.locator("#welcome").is_visible()
+    assert page.problems == []
+    context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_words_can_be_read_in_both_colours(browser, server, scheme):
+    """WCAG's contrast of 4.5 for what is said and what explains it."""
+    context = browser.new_context(color_scheme=scheme)
+    page = open_page(context, server[0])
+    ask(page, "sum")
+    contrast = """() => {
+        const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+        const light = (color) => {
+            canvas.fillStyle = color; canvas.fillRect(0, 0, 1, 1);
+            const parts = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)
+                .map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+        };
+        const behind = (node) => {
+            for (; node; node = node.parentElement) {
+                const color = getComputedStyle(node).backgroundColor;
+                if (color !== "rgba(0, 0, 0, 0)") return color;
+            }
+        };
+        return Object.fromEntries([".user .body", ".assistant .body", ".tool code", ".tool .result", "#hint", "#model",
+            "#new", "#conversations a", ".rate"].map((selector) => {
+                const node = document.querySelector(selector);
+                const [a, b] = [light(getComputedStyle(node).color), light(behind(node))].sort((x, y) => y - x);
+                return [selector, (a + 0.05) / (b + 0.05)];
+            }));
+    }"""
+    assert {name: value for name, value in page.evaluate(contrast).items() if value < 4.5} == {}
+    context.close()
