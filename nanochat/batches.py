@@ -22,6 +22,7 @@ from nanochat import chat
 from nanochat.runtime import Runtime
 
 BLOCK_DOCUMENTS = 4096  # documents that are packed together
+WAITING = 100  # conversations among which the best fitting is looked for
 IGNORE = -1
 
 
@@ -176,7 +177,7 @@ def pack_blocks(token_counts: np.ndarray, sequence_len: int) -> tuple[np.ndarray
 
 
 class ConversationRows:
-    """Rows of whole conversations, best fit among 100 waiting ones, the rest of a row padded with bos and not learned.
+    """Rows of whole conversations, best fit among WAITING of them, the rest of a row padded with bos and not learned.
 
     ids, mask: all conversations back to back, cut to T + 1 tokens each; offsets: (conversations + 1,).
     """
@@ -189,7 +190,7 @@ class ConversationRows:
             raise ValueError("there are no conversations to train on")
         if lengths.max() > sequence_len + 1:
             raise ValueError(f"a conversation of {lengths.max()} tokens is longer than a row of {sequence_len + 1}")
-        self.rows = best_fit(lengths, sequence_len + 1, crop=False, buffer=100)
+        self.rows = best_fit(lengths, sequence_len + 1, crop=False, buffer=WAITING)
         self.num_rows = len(self.rows)
 
     @property

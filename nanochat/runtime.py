@@ -320,6 +320,13 @@ def stage(device_type: str = "", mistakes: tuple = (ValueError,), training: bool
         close(machine)
 
 
+def colours(stream) -> bool:
+    """Whether to write in colour: to a terminal, unless NO_COLOR is set (no-color.org); anywhere if FORCE_COLOR is."""
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
 def api_key() -> str:
     """What `NANOCHAT_API_KEY` asks of whoever chats with the server, or nothing."""
     return os.environ.get("NANOCHAT_API_KEY", "").strip()

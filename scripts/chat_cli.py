@@ -2,17 +2,26 @@
 
 import argparse
 import contextlib
+import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
 MAX_TOKENS = 256
 SMALL_MODEL = 50_000_000  # parameters; below, one token is too little work to share between CPU threads
-HELP = """/clear  forget the conversation and begin anew
-/help   this list
-/quit   leave (also Ctrl-D)
-Ctrl-C stops an answer, not the program."""
+ALTERNATIVES = 4  # that /tokens shows
+HELP = """/clear            forget the conversation and begin anew
+/retry            another answer to the last question
+/undo             take the last question and its answer back
+/system TEXT      what the model is told before the conversation
+/temperature X    0 to 2; 0 always takes the likeliest token
+/topk N           sample among the N likeliest tokens (0: all)
+/tokens           the last answer token by token: how likely each was, and what else it might have been
+/help             this list
+/quit             leave (also Ctrl-D)
+A line that ends with \\ goes on in the next. Ctrl-C stops an answer, not the program."""
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -20,13 +29,15 @@ def parse_args(argv=None) -> argparse.Namespace:
     parser.add_argument("-i", "--source", choices=["base", "sft", "rl"], default="sft", help="which stage's model")
     parser.add_argument("-g", "--model-tag", default=None, help="default: the largest d<N>")
     parser.add_argument("-s", "--step", type=int, default=None, help="default: the newest")
-    parser.add_argument("-p", "--prompt", default="", help="ask this, print the answer and leave")
+    parser.add_argument("-p", "--prompt", default="", help="ask this, print the answer and leave (-: what stdin says)")
     parser.add_argument("-t", "--temperature", type=float, default=0.6, help="0 always takes the likeliest token")
     parser.add_argument("-k", "--top-k", type=int, default=50, help="sample among the k likeliest tokens (0: all)")
     parser.add_argument("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
     args = parser.parse_args(argv)
     if not 0 <= args.temperature <= 2:
         parser.error(f"--temperature is {args.temperature}, expected 0 to 2")
+    if args.prompt == "-":
+        args.prompt = sys.stdin.read()
     if args.prompt and not args.prompt.strip():
         parser.error("--prompt is empty")
     if args.top_k < 0:
@@ -48,58 +59,174 @@ def interrupts_noted() -> Iterator[list]:
 class Chat:
     """A conversation with a model: the turns so far, and how the next answer is sampled."""
 
-    def __init__(self, engine, tokenizer, temperature: float, top_k: int):
+    def __init__(self, engine, tokenizer, temperature: float, top_k: int, colour: bool = False):
         self.engine = engine
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.top_k = top_k
+        self.colour = colour
+        self.system = ""
         self.messages: list[dict] = []
+        self.events: list = []  # of the last answer
 
-    def answer(self, question: str) -> Iterator[str]:
-        """Ask, and yield the answer as it comes. What was said when it ends, or is stopped, stays in the history.
+    def answer(self, question: str) -> Iterator[tuple[str, str]]:
+        """Ask, and yield the answer as it comes, in pieces (kind of part, text). What was said when it ends, or is
+        stopped, stays in the history.
 
         Notes on how it went (turns left out, stopped, cut off) go to stderr.
         """
         from nanochat import chat
-        from nanochat.engine import Request
+        from nanochat.engine import Request, room_for_prompt
 
+        system = [{"role": "system", "content": self.system}] if self.system else []
         messages = [*self.messages, {"role": "user", "content": question}]
-        request = Request(
-            prompt=chat.prompt(self.tokenizer, {"messages": messages}),
-            max_tokens=MAX_TOKENS,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            seed=random.getrandbits(31),
-        )
-        said, count, ending = [], 0, ""
+        room = room_for_prompt(self.engine.max_length, MAX_TOKENS)
+        prompt, dropped = chat.prompt_within(self.tokenizer, [*system, *messages], room)
+        settings = {"temperature": self.temperature, "top_k": self.top_k, "seed": random.getrandbits(31)}
+        request = Request(prompt, MAX_TOKENS, logprobs=ALTERNATIVES, **settings)
+        said, count, began, ending = [], 0, 0.0, ""
+        self.events = []
         with interrupts_noted() as interrupts:
-            for event in self.engine.stream(request):
-                if event.dropped:
-                    note(f"too long: the model does not see the beginning of it ({event.dropped} messages)\n")
-                if event.text:
-                    said.append(event.text)
-                    yield event.text
-                count += event.token is not None
-                if event.finish == "length":
-                    ending = f"cut off after {count} tokens"
-                elif interrupts and not event.finish:
-                    self.engine.cancel(event.id)
+            id = self.engine.submit(request)
+            while not ending:
+                for event in self.engine.step():
+                    if event.dropped or (dropped and not began):
+                        unseen = dropped + event.dropped
+                        note(f"too long: the model does not see the beginning of it ({unseen} messages)\n")
+                    began = began or time.perf_counter()
+                    self.events.append(event)
+                    said += event.pieces
+                    yield from event.pieces
+                    count += event.token is not None
+                    ending = event.finish or ""
+                if interrupts and not ending:
+                    self.engine.cancel(id)
                     ending = "stopped"
-                    break
         if said:
-            self.messages = [*messages, {"role": "assistant", "content": "".join(said)}]
-        if ending:
-            note(ending)
+            self.messages = [*messages, {"role": "assistant", "content": chat.parts(said)}]
+        rate = f"{count} tokens, {(count - 1) / (time.perf_counter() - began):.0f} tokens/s" if count > 1 else ""
+        if ending != "stop":
+            note("stopped" if ending == "stopped" else f"cut off after {count} tokens")
+        elif self.colour and rate:
+            note(rate, dim=True)
+
+    def undo(self) -> str:
+        """Take the last turn back; its question."""
+        *self.messages, question, _ = self.messages
+        self.events = []
+        return question["content"]
 
 
-def note(text: str) -> None:
-    print(f"\n({text})", end="", file=sys.stderr, flush=True)
+def note(text: str, dim: bool = False) -> None:
+    text = f"\n({text})"
+    print(f"\x1b[2m{text}\x1b[0m" if dim else text, end="", file=sys.stderr, flush=True)
 
 
-def say(pieces: Iterator[str]) -> None:
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print(flush=True)
+def say(pieces: Iterator[tuple[str, str]], colour: bool = False) -> None:
+    """What is said, and in colour what the tools were asked and said, too."""
+    from nanochat.chat import SHOWN
+    from nanochat.terminal import paint, plain
+
+    open_part = ""
+    for kind, text in pieces:
+        if open_part and (kind != open_part or not text):
+            print(paint(SHOWN[open_part][1], "dim", on=colour), end="")
+            open_part = ""
+        if kind != "text" and colour:
+            if not open_part:
+                print(paint(SHOWN[kind][0], "dim", on=colour), end="")
+            open_part = kind
+            print(paint(plain(text), "dim", on=colour), end="", flush=True)
+        elif kind == "text":
+            print(plain(text), end="", flush=True)
+    print(paint(SHOWN[open_part][1], "dim", on=colour) if open_part else "", flush=True)
+
+
+def print_tokens(chat: Chat) -> None:
+    """The last answer, a line a token."""
+    from nanochat.terminal import paint, percent, token
+
+    names = {id: name for name, id in chat.tokenizer.special.items()}
+
+    def shown(id):
+        text = names.get(id) or chat.tokenizer.decode_bytes([id]).decode("utf-8", "backslashreplace")
+        return token(text)
+
+    if not chat.events:
+        print("(there is no answer yet)")
+    for event in chat.events:
+        id = event.end if event.token is None else event.token
+        if id is None:
+            continue
+        others = [f"{shown(other)} {percent(logprob)}" for other, logprob in event.likeliest if other != id]
+        style = (
+            "cyan" if event.forced else "green" if event.logprob > -0.7 else "yellow" if event.logprob > -3 else "red"
+        )
+        line = paint(f"{shown(id):16}", style, on=chat.colour)
+        rest = "put in by the tool" if event.forced else "   ".join(others)
+        print(f"{percent(event.logprob):>7}  {line}  {paint(rest, 'dim', on=chat.colour)}")
+
+
+def read_question() -> str:
+    """A line, or several that end with a backslash."""
+    lines = [input("\nYou: ")]
+    while lines[-1].endswith("\\"):
+        lines[-1] = lines[-1][:-1]
+        lines.append(input("...  "))
+    return "\n".join(lines).strip()
+
+
+def number(text: str, low: float, high: float, kind=float):
+    """The number that was typed after a command, or None after saying what was expected."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        print(f"(expected a {'whole ' if kind is int else ''}number from {low} to {high})")
+        return None
+    return value
+
+
+def obey(chat: Chat, command: str) -> bool:
+    """Carry out what was typed after a slash. False: leave."""
+    word, _, rest = command.partition(" ")
+    rest = rest.strip()
+    if word == "/quit":
+        return False
+    if word == "/clear":
+        chat.messages, chat.events = [], []
+        print("(a new conversation)")
+    elif word in ("/retry", "/undo") and not chat.messages:
+        print("(nothing was asked yet)")
+    elif word == "/retry":
+        respond(chat, chat.undo())
+    elif word == "/undo":
+        print(f"(taken back: {chat.undo()})")
+    elif word == "/system":
+        chat.system = rest
+        print("(the system prompt is set)" if rest else "(there is no system prompt)")
+    elif word == "/temperature":
+        value = number(rest, 0, 2) if rest else chat.temperature
+        chat.temperature = chat.temperature if value is None else value
+        print(f"(temperature {chat.temperature})")
+    elif word == "/topk":
+        value = number(rest, 0, 1_000_000, int) if rest else chat.top_k
+        chat.top_k = chat.top_k if value is None else value
+        print(f"(top-k {chat.top_k})")
+    elif word == "/tokens":
+        print_tokens(chat)
+    else:
+        print(HELP if word == "/help" else f"{word} is not a command here.\n{HELP}")
+    return True
+
+
+def respond(chat: Chat, question: str) -> None:
+    print("\nnanochat: ", end="", flush=True)
+    try:
+        say(chat.answer(question), chat.colour)
+    except ValueError as error:  # a question that does not fit
+        print(f"({error})")
 
 
 def converse(chat: Chat) -> None:
@@ -108,26 +235,18 @@ def converse(chat: Chat) -> None:
         import readline  # noqa: F401  (gives input() line editing and history; not on every platform)
     while True:
         try:
-            question = input("\nYou: ").strip()
+            question = read_question()
         except KeyboardInterrupt:
             print("\n(/quit or Ctrl-D leaves)")
             continue
         except EOFError:
             print()
             return
-        if question == "/quit":
-            return
-        elif question == "/clear":
-            chat.messages = []
-            print("(a new conversation)")
-        elif question.startswith("/"):
-            print(HELP if question == "/help" else f"{question} is not a command here.\n{HELP}")
+        if question.startswith("/"):
+            if not obey(chat, question):
+                return
         elif question:
-            print("\nnanochat: ", end="", flush=True)
-            try:
-                say(chat.answer(question))
-            except ValueError as error:  # a question that does not fit
-                print(f"({error})")
+            respond(chat, question)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -146,7 +265,7 @@ def main(args: argparse.Namespace) -> None:
             torch.set_num_threads(1)  # 5 ms a token instead of 60 on two cores that others use, too (11M parameters)
         engine = Engine(model, tokenizer, max_rows=1, static=decoding.available(run))
         del model  # the engine's copy is smaller on GPUs
-        chat = Chat(engine, tokenizer, args.temperature, args.top_k)
+        chat = Chat(engine, tokenizer, args.temperature, args.top_k, runtime.colours(sys.stdout))
         if args.prompt:
             say(chat.answer(args.prompt))
         else:
@@ -156,6 +275,8 @@ def main(args: argparse.Namespace) -> None:
             converse(chat)
     except (CheckpointError, TokenizerError) as error:
         raise SystemExit(str(error)) from error
+    except BrokenPipeError:  # whoever read the answer has what it wanted (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing is left to flush at the end
     finally:
         runtime.close(run)
 

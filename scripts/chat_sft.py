@@ -15,29 +15,12 @@ from nanochat.gpt import GPTConfig, build_model
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
 from nanochat.progress import Progress, is_due, summary
 from nanochat.train import train
+from tasks import mixtures
 from tasks.arc import ARC
-from tasks.common import Mixture, Slice
-from tasks.customjson import CustomJSON, identity
 from tasks.gsm8k import GSM8K
 from tasks.humaneval import HumanEval
 from tasks.mmlu import MMLU
-from tasks.smoltalk import SmolTalk
-from tasks.spellingbee import SimpleSpelling, SpellingBee
-from tasks.tinyworld import TinyWorld
-
-# Conversations of each kind that the tiny profile is taught.
-TINY = {
-    "facts": 7000,
-    "arithmetic": 9000,
-    "arithmetic_hard": 250,
-    "counting": 3500,
-    "spelling": 1500,
-    "multiple_choice": 8000,
-    "stories": 2500,
-    "smalltalk": 500,
-    "identity": 300,
-    "unknown": 1500,
-}
+from tasks.spellingbee import SpellingBee
 
 
 def parse_args(argv=None):
@@ -48,7 +31,7 @@ def parse_args(argv=None):
     add("--model-tag", help="which base model (default: the largest d<N>)")
     add("--model-step", type=int, help="which checkpoint of it (default: the newest)")
     add("--load-optimizer", type=int, default=1, choices=[0, 1], help="go on with the moments of pretraining")
-    add("--mixture", default="default", choices=["default", "tiny"], help="what is taught")
+    add("--mixture", default="default", choices=mixtures.NAMES, help="what is taught (tasks/mixtures.py)")
     add("--identity", help="JSONL file of conversations, in place of the mixture's about itself (dev/make_identity.py)")
     add("--mmlu-epochs", type=int, default=3)
     add("--gsm8k-epochs", type=int, default=4)
@@ -81,30 +64,6 @@ def parse_args(argv=None):
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more")
     saver.check_flags(parser, args)
     return args
-
-
-def training_mixture(args):
-    """What is taught, and how often: one list of conversations, shuffled."""
-    own = {"identity": CustomJSON(args.identity)} if args.identity else {}  # replaces a kind that would contradict it
-    if args.mixture == "tiny":
-        return Mixture(({kind: TinyWorld(kind, "train", size) for kind, size in TINY.items()} | own).values())
-    about_itself = own.get("identity") or identity()
-    return Mixture(
-        [
-            SmolTalk("train"),  # 460K
-            *[about_itself] * 2,
-            *[MMLU("all", "auxiliary_train")] * args.mmlu_epochs,  # 100K each
-            *[GSM8K("train")] * args.gsm8k_epochs,  # 8K each
-            SimpleSpelling(size=200_000, split="train"),
-            SpellingBee(size=80_000, split="train"),
-        ]
-    )
-
-
-def validation_mixture(args):
-    if args.mixture == "tiny":
-        return Mixture([TinyWorld(kind, "test", 100) for kind in ("facts_new_phrasing", "arithmetic", "stories")])
-    return Mixture([SmolTalk("test"), Slice(MMLU("all", "test"), stop=5200), Slice(GSM8K("test"), stop=420)])
 
 
 def main(args):
@@ -144,10 +103,11 @@ def teach(args, machine):
     optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision, compiles)
     if resumed or args.load_optimizer:
         checkpoint.load_optimizer(resumed or base, optimizer)
-    conversations = training_mixture(args)
+    conversations = mixtures.training(args.mixture, args.identity, args.mmlu_epochs, args.gsm8k_epochs)
     scratch = paths.checkpoint_dir("sft", f".{tag}.rows")
     rows = batches.render_conversations(conversations, tokenizer, T, machine, scratch / "train")
-    validation = batches.render_conversations(validation_mixture(args), tokenizer, T, machine, scratch / "validation")
+    held_out = mixtures.validation(args.mixture)
+    validation = batches.render_conversations(held_out, tokenizer, T, machine, scratch / "validation")
     identity["rows"] = {"length": T, "a_step": rows_per_step, "fingerprint": rows.fingerprint}
     if resumed:
         checkpoint.check_resumable(resumed, meta, rows=identity["rows"])

@@ -16,6 +16,7 @@ from nanochat import checkpoint, dataset, paths, results, tinyworld, train
 from nanochat.saver import Saver
 from nanochat.tokenizer import Tokenizer
 from scripts import base_train, chat_sft, tok_train
+from tasks import mixtures
 
 REPOSITORY = Path(__file__).parent.parent
 STEPS = 12
@@ -37,7 +38,7 @@ def make_world(folder):
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
             patch.delenv(name, raising=False)
         patch.setenv("NANOCHAT_DTYPE", "float32")  # ranks and device batches are compared to its last bits
-        patch.setattr(chat_sft, "TINY", TINY)
+        patch.setattr(mixtures, "TINY", TINY)
         tinyworld.write_corpus(paths.corpus_dir("tinyworld"), 1, 0.3, 2)
         tok_train.main(tok_train.parse_args(CORPUS.split()))
         dataset.tokenize("tinyworld", the_tokenizer(), num_workers=1, progress=False)

@@ -1,6 +1,7 @@
 """What the terminal chat promises: only the answer with -p, a history that fits, and a Ctrl-C that stops answers.
 And what `chat_web` does before and after it serves."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ import requests
 import torch
 from helpers import random_model, save_checkpoint, small_config
 
-from nanochat import paths
+from nanochat import paths, terminal
 from nanochat.engine import Engine, Event
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.runtime import start
@@ -27,27 +28,33 @@ TOKENIZER = Tokenizer(SPLIT_PATTERN, [bytes([byte]) for byte in range(256)])
 class FakeEngine:
     """Answers "one two three"; `on_token` is called with the number of tokens said before each one."""
 
+    max_length = 10_000
+
     def __init__(self, answer="one two three", on_token=lambda count: None):
         self.answer, self.on_token = answer, on_token
         self.requests, self.cancelled = [], []
 
-    def stream(self, request):
+    def submit(self, request):
         self.requests.append(request)
-        answer = TOKENIZER.encode(self.answer)
-        for count, token in enumerate(answer):
-            self.on_token(count)
-            finish = "length" if count + 1 == request.max_tokens else None
-            yield Event(1, token, False, finish, pieces=[("text", TOKENIZER.decode([token]))])
-            if count + 1 == request.max_tokens:
-                return
-        yield Event(1, None, False, "stop")
+        self.left = TOKENIZER.encode(self.answer)
+        self.count = 0
+        return len(self.requests)
+
+    def step(self):
+        self.on_token(self.count)
+        chances = {"logprob": -0.1, "likeliest": [(65, -0.1), (10, -3.0)]}
+        if not self.left:
+            return [Event(1, None, False, "stop", end=TOKENIZER.special["<|assistant_end|>"], **chances)]
+        self.count += 1
+        token, finish = self.left.pop(0), "length" if self.count == self.requests[-1].max_tokens else None
+        return [Event(1, token, False, finish, pieces=[("text", TOKENIZER.decode([token]))], **chances)]
 
     def cancel(self, row):
         self.cancelled.append(row)
 
 
-def chat_with(engine):
-    return chat_cli.Chat(engine, TOKENIZER, temperature=0.6, top_k=50)
+def chat_with(engine, **options):
+    return chat_cli.Chat(engine, TOKENIZER, temperature=0.6, top_k=50, **options)
 
 
 def type_lines(monkeypatch, *lines):
@@ -100,6 +107,84 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert "stopped" in captured.err and "one two three" in captured.out
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_ctrl_c_is_noticed_while_a_question_is_read(monkeypatch, capsys):
+    model = random_model(small_config(TOKENIZER.vocab_size, sequence_len=1024))
+    engine = Engine(model, TOKENIZER, max_rows=1)
+    monkeypatch.setattr("nanochat.engine.PREFILL", {"cpu": (16, 16)})
+    step, steps = engine.step, []
+
+    def interrupted_step():
+        steps.append(step())
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return steps[-1]
+
+    engine.step = interrupted_step
+    chat = chat_with(engine)
+    chat_cli.say(chat.answer("x" * 600))
+    assert steps == [[], []] and chat.messages == [] and not engine.busy
+    assert "stopped" in capsys.readouterr().err
+
+
+def test_answers_are_taken_back_and_asked_for_again(monkeypatch, capsys):
+    engine = FakeEngine()
+    type_lines(monkeypatch, "/retry", "first", "second", "/retry", "/undo", "/system be kind", "third")
+    chat = chat_with(engine)
+    chat_cli.converse(chat)
+    prompts = [text_of(request.prompt) for request in engine.requests]
+    assert prompts[1] == prompts[2] and "second" in prompts[1]
+    assert "second" not in prompts[3] and "be kind\n\nfirst" in prompts[3] and "third" in prompts[3]
+    assert engine.requests[1].seed != engine.requests[2].seed
+    assert [message["content"] for message in chat.messages[::2]] == ["first", "third"]
+    assert "nothing was asked yet" in capsys.readouterr().out
+
+
+def test_sampling_is_set_by_commands_and_nonsense_changes_nothing(monkeypatch, capsys):
+    engine = FakeEngine()
+    type_lines(monkeypatch, "/temperature 1.5", "/topk 7", "/temperature 9", "/temperature x", "/topk -1", "hi")
+    chat_cli.converse(chat_with(engine))
+    assert (engine.requests[0].temperature, engine.requests[0].top_k) == (1.5, 7)
+    assert capsys.readouterr().out.count("expected a") == 3
+
+
+def test_the_last_answer_is_shown_token_by_token(monkeypatch, capsys):
+    type_lines(monkeypatch, "/tokens", "hi", "/tokens")
+    chat_cli.converse(chat_with(FakeEngine(answer="A ")))
+    out = capsys.readouterr().out
+    assert "no answer yet" in out
+    lines = [line.split() for line in out.splitlines() if " %" in line]
+    assert [line[2] for line in lines] == ["A", "·", "<|assistant_end|>"]
+    assert lines[0] == ["90", "%", "A", "⏎", "5.0", "%"], "what it might have been"
+
+
+def test_a_line_that_ends_with_a_backslash_goes_on(monkeypatch):
+    engine = FakeEngine()
+    type_lines(monkeypatch, "first\\", "second")
+    chat_cli.converse(chat_with(engine))
+    assert "first\nsecond" in text_of(engine.requests[0].prompt)
+
+
+def test_what_a_model_writes_cannot_command_the_terminal(capsys):
+    chat_cli.say(chat_with(FakeEngine(answer="a\x1b]0;title\x07\r\nb\tc")).answer("hi"))
+    assert capsys.readouterr().out == "a\\x1b]0;title\\x07\\x0d\nb\tc\n"
+    assert terminal.plain("\x9b2J é🙂") == "\\x9b2J é🙂"
+
+
+def test_calls_of_tools_are_shown_in_colour_and_left_out_without(capsys):
+    pieces = [
+        ("text", "It is "),
+        ("python", ""),
+        ("python", "2+"),
+        ("python", "3"),
+        ("python_output", ""),
+        ("python_output", "5"),
+    ]
+    chat_cli.say(iter([*pieces, ("text", " 5.")]))
+    assert capsys.readouterr().out == "It is  5.\n"
+    chat_cli.say(iter([*pieces, ("text", " 5.")]), colour=True)
+    assert re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out) == "It is <<2+3>>[5] 5.\n"
 
 
 def test_ctrl_c_at_the_prompt_does_not_leave(monkeypatch, capsys):
@@ -157,6 +242,12 @@ def test_one_question_prints_the_answer_and_nothing_else(tiny_model, capsys):
     command = [sys.executable, "-m", "scripts.chat_cli", *arguments]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120)
     assert (result.returncode, result.stdout) == (0, answer)
+
+
+def test_a_pipe_that_is_closed_ends_it_quietly(tiny_model):
+    command = f"{sys.executable} -m scripts.chat_cli -p - --device-type cpu -t 0 | head -c 1"
+    result = subprocess.run(["bash", "-c", command], cwd=ROOT, input=b"Who are you?", capture_output=True, timeout=120)
+    assert len(result.stdout) == 1 and b"Traceback" not in result.stderr and b"BrokenPipe" not in result.stderr
 
 
 def test_without_a_model_it_names_the_command_that_makes_one(tmp_path, monkeypatch):

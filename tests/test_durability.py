@@ -36,7 +36,8 @@ from small_runs import (
 from nanochat import checkpoint, paths, results, saver, train, training_step
 from nanochat.gpt import GPT
 from nanochat.memory import DeviceBatch
-from scripts import base_train, chat_sft
+from scripts import base_train
+from tasks import mixtures
 
 ALL = f"--num-iterations {STEPS}"
 
@@ -133,9 +134,9 @@ def test_sft_is_stopped_and_goes_on_to_the_bit(world, monkeypatch):
 
 def test_sft_does_not_go_on_with_other_conversations_or_another_base(world, monkeypatch):
     teach("d2", "--num-iterations 2 --eval-every -1")
-    monkeypatch.setattr(chat_sft, "TINY", {**TINY, "facts": 41})
+    monkeypatch.setattr(mixtures, "TINY", {**TINY, "facts": 41})
     assert "rows" in complaint(teach, "d2", "--num-iterations 3 --eval-every -1 --resume")
-    monkeypatch.setattr(chat_sft, "TINY", TINY)
+    monkeypatch.setattr(mixtures, "TINY", TINY)
     assert "base" in complaint(teach, "d2", "--num-iterations 3 --eval-every -1 --resume --model-step 8")
 
 

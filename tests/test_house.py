@@ -17,7 +17,8 @@ FOLDERS = ("nanochat", "tasks", "scripts")
 # The library from the ground up. A room imports from lower floors and from earlier rooms of its own.
 FLOORS = (
     ("__init__", "paths", "runtime"),
-    ("schedules", "tokenizer", "attention_blocked", "attention_flash", "attention", "compilation", "fp8", "losses",
+    ("schedules", "terminal", "tokenizer",
+     "attention_blocked", "attention_flash", "attention", "compilation", "fp8", "losses",
      "optim", "calculator", "sandbox_calls", "sandbox_launcher", "sandbox", "download", "corpora", "tinyworld_tables",
      "tinyworld_facts"),
     ("chat", "dataset", "tinyworld_text", "tinyworld_skills", "tinyworld_documents", "tinyworld_bundle", "tinyworld",

@@ -17,8 +17,7 @@ sys.path.insert(0, str(ROOT / "dev"))
 import identity_wordings  # noqa: E402
 import make_identity  # noqa: E402
 
-from scripts import chat_sft  # noqa: E402
-from tasks import customjson  # noqa: E402
+from tasks import customjson, mixtures  # noqa: E402
 
 MINE = """
 # a model of one's own
@@ -167,13 +166,10 @@ def test_without_flags_it_lies_where_the_mixture_looks_and_is_kept(base_dir, cap
 
 def test_a_description_of_ones_own_replaces_the_tiny_worlds(make, tmp_path):
     make(MINE, "--count=5")
-    own, plain = (
-        chat_sft.training_mixture(chat_sft.parse_args(["--mixture=tiny", *more]))
-        for more in ([f"--identity={tmp_path / 'made.jsonl'}"], [])
-    )
-    assert [task.name for task in plain.tasks] == list(chat_sft.TINY)
-    assert [task.name for task in own.tasks] == ["made" if kind == "identity" else kind for kind in chat_sft.TINY]
-    assert len(own) == len(plain) - chat_sft.TINY["identity"] + 5
+    own, plain = mixtures.training("tiny", str(tmp_path / "made.jsonl")), mixtures.training("tiny")
+    assert [task.name for task in plain.tasks] == list(mixtures.TINY)
+    assert [task.name for task in own.tasks] == ["made" if kind == "identity" else kind for kind in mixtures.TINY]
+    assert len(own) == len(plain) - mixtures.TINY["identity"] + 5
 
 
 # -- an endpoint

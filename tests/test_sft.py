@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import CPU
+from helpers import CPU, byte_tokenizer
 from safetensors.torch import load_file
 from small_runs import (
     GENTLE,
@@ -24,11 +24,12 @@ from small_runs import (
     torchrun,
 )
 
-from nanochat import checkpoint, paths, results
+from nanochat import batches, checkpoint, paths, results, terminal
 from nanochat.batches import best_fit
 from nanochat.chat import render
-from scripts import chat_sft
-from tasks.common import Mixture
+from scripts import chat_sft, show_row
+from tasks import mixtures
+from tasks.common import Mixture, Task
 from tasks.customjson import CustomJSON
 
 
@@ -50,7 +51,7 @@ def sft_args(more=""):
 
 
 def test_conversations_longer_than_the_row_teach_and_the_epoch_ends(taught):
-    lengths = [len(render(the_tokenizer(), talk)[0]) for talk in chat_sft.training_mixture(sft_args())]
+    lengths = [len(render(the_tokenizer(), talk)[0]) for talk in mixtures.training("tiny")]
     assert sum(length > 65 for length in lengths) > 20
     steps = losses("pupil", "chat_sft")
     written = results.read("pupil", "chat_sft")
@@ -74,7 +75,7 @@ def test_the_results_of_sft_hold_what_the_report_reads(taught):
 def test_the_loss_of_sft_is_that_of_what_the_assistant_says(taught):
     """The first step's loss, computed by hand: every conversation of its rows, bos as padding, one mean over all."""
     tokenizer, T = the_tokenizer(), 64
-    talks = chat_sft.training_mixture(sft_args())
+    talks = mixtures.training("tiny")
     rendered = [render(tokenizer, talks[i], T + 1) for i in range(len(talks))]
     rows = best_fit([len(ids) for ids, _ in rendered], T + 1, crop=False, buffer=100)[:8]
     model, _, _ = checkpoint.load_model("base", CPU, "pupil")
@@ -127,7 +128,7 @@ def test_a_row_in_which_nothing_is_learned_does_no_harm(world, tmp_path):
     mute = [{"role": "user", "content": "why " * 100}, {"role": "assistant", "content": "because"}]
     path.write_text((json.dumps(mute) + "\n") * 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat_sft, "training_mixture", lambda args: Mixture([CustomJSON(path)]))
+        patch.setattr(mixtures, "training", lambda *args: Mixture([CustomJSON(path)]))
         teach("d2", "--num-iterations 2 --eval-every -1")
     assert losses("d2", "chat_sft") == [0.0, 0.0]
     weights = load_file(checkpoint.find("sft", "d2") / "model.safetensors")
@@ -139,9 +140,85 @@ def test_two_ranks_teach_as_one_does(world, tmp_path):
     alone = losses("d2", "chat_sft")
     program = tmp_path / "program.py"
     program.write_text(
-        f"import sys\nfrom scripts import chat_sft\nchat_sft.TINY = {TINY}\n"
+        f"import sys\nfrom scripts import chat_sft\nfrom tasks import mixtures\nmixtures.TINY = {TINY}\n"
         "if __name__ == '__main__':\n    chat_sft.main(chat_sft.parse_args(sys.argv[1:]))\n"
     )
     torchrun(str(program), *f"{SFT} {GENTLE} --model-tag d2 --num-iterations 4".split())
     assert losses("d2", "chat_sft") == pytest.approx(alone, rel=1e-4)
     assert losses("d2", "chat_sft")[0] == pytest.approx(alone[0], rel=1e-5)
+
+
+# -- looking at rows
+
+
+def shown(capsys, arguments):
+    """(ids, learned) of the table that show_row prints."""
+    show_row.main(show_row.parse_args(["--table", "--device-type", "cpu", *arguments.split()]))
+    out = capsys.readouterr().out
+    found = [line.split() for line in out.splitlines() if line[:6].strip().isdigit()]
+    return [int(line[1]) for line in found], ["yes" in line[2] for line in found], out
+
+
+def test_a_row_is_shown_as_it_was_taught(taught, capsys):
+    tokenizer = the_tokenizer()
+    rows = batches.render_conversations(mixtures.training("tiny"), tokenizer, 64, CPU, None)
+    some = False
+    for row in (0, 5, rows.num_rows - 1, rows.num_rows + 2):
+        inputs, targets = (part[0].tolist() for part in rows.read(row, 1))
+        ids, learned, out = shown(capsys, f"-g pupil --row {row}")
+        assert ids == inputs[: len(ids)] or ids[:-1] == inputs
+        assert set(inputs[len(ids) :]) <= {tokenizer.bos}, "only padding is left out"
+        said = [False, *(target != batches.IGNORE for target in targets)]
+        assert learned == said[: len(ids)] and not any(said[len(ids) :])
+        some = some or any(learned)
+    assert some
+    ids, learned, _ = shown(capsys, "-g pupil -i base --row 3")
+    meta = checkpoint.read_meta(checkpoint.find("base", "pupil"))
+    rows = show_row.pretraining_rows(meta, tokenizer)
+    assert ids == rows.row(3).tolist() and learned == [False, *[True] * 64]
+
+
+def test_probabilities_are_those_of_the_trained_model(taught, capsys):
+    ids, _, out = shown(capsys, "-g pupil -s 4 --probabilities")
+    model, *_ = checkpoint.load_model("sft", CPU, "pupil", 4)
+    with torch.no_grad():
+        logits = model.logits(model.hidden(torch.tensor([ids[:-1]])))[0]
+    expected = torch.log_softmax(logits, -1)[range(len(ids) - 1), ids[1:]]
+    shares = [line[25:36].strip() for line in out.splitlines() if line[:6].strip().isdigit()]
+    assert shares == ["", *map(terminal.percent, expected.tolist())]
+
+
+def test_a_row_in_colour_and_without(taught, capsys, monkeypatch):
+    show_row.main(show_row.parse_args(["-g", "pupil", "--device-type", "cpu"]))
+    plain = capsys.readouterr().out
+    assert "[<|assistant_end|>]" in plain and "<|user_start|>" in plain and "\x1b" not in plain
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    show_row.main(show_row.parse_args(["-g", "pupil", "--device-type", "cpu"]))
+    colour = capsys.readouterr().out
+    assert "\x1b[32;1m<|assistant_end|>\x1b[0m" in colour and "\x1b[36;2m<|user_start|>\x1b[0m" in colour
+
+
+def test_a_row_needs_only_the_conversations_that_could_be_in_it(monkeypatch):
+    texts = ["x " * (i * 7 % 23 + 1) for i in range(3000)]
+    talks = [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": text}]} for text in texts
+    ]
+    monkeypatch.setattr(mixtures, "training", lambda *args: Mixture([Conversations(talks)]))
+    flags = {"mixture": "tiny", "identity": None, "mmlu_epochs": 1, "gsm8k_epochs": 1}
+    tokenizer = byte_tokenizer()
+    whole = batches.render_conversations(mixtures.training(), tokenizer, 128, CPU, None)
+    for row in (0, 77, 150, 400, whole.num_rows - 1, whole.num_rows):
+        rows = show_row.fine_tuning_rows({"flags": flags, "rows": {"length": 128}}, tokenizer, row, CPU)
+        assert all(torch.equal(*pair) for pair in zip(rows.read(row, 1), whole.read(row, 1), strict=True))
+        assert row > 100 or len(rows.offsets) < 1000
+
+
+class Conversations(Task):
+    def __init__(self, talks):
+        self.talks = talks
+
+    def __len__(self):
+        return len(self.talks)
+
+    def __getitem__(self, index):
+        return self.talks[index]
