@@ -1,14 +1,18 @@
 """The benchmarks run, end with one line of JSON, and say what they compared."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from helpers import byte_tokenizer, random_model, serving, small_config
 
 from nanochat.batches import best_fit
-from scripts import bench_data, bench_infer, bench_train
+from nanochat.engine import Engine
+from nanochat.engine_worker import EngineWorker
+from scripts import bench_data, bench_infer, bench_serve, bench_train
 
 SMALL = "--device-type cpu --depth 2 --aspect-ratio 32 --head-dim 32 --max-seq-len 64 --device-batch-size 2 "
 SMALL += "--vocab-size 256 --steps 2"
@@ -95,3 +99,20 @@ def test_inference_is_measured_by_rows_and_prompts(capsys):
     ):
         with pytest.raises(SystemExit):
             bench_infer.parse_args(wrong)
+
+
+def test_a_load_on_the_server_leaves_every_answer_its_own(random_server, capsys):
+    address, worker = random_server
+    found = bench_serve.load(address, os.getpid(), clients=24, seconds=3, max_tokens=12)
+    assert found["answers"] > 24 and found["refused"] > 0 and found["hung_up"] > 0
+    assert (found["wrong"], found["failed"], found["stuck"]) == (0, 0, 0), capsys.readouterr().out
+    assert found["different_answers"] > 100 and not worker.load and not worker.failure
+
+
+@pytest.fixture
+def random_server():
+    tokenizer = byte_tokenizer()
+    model = random_model(small_config(tokenizer.vocab_size, sequence_len=128), seed=3)
+    worker = EngineWorker(Engine(model, tokenizer, max_rows=8), capacity=16)
+    with serving([worker], tokenizer, 128) as (address, _):
+        yield address, worker
