@@ -24,4 +24,6 @@ def token(text: str) -> str:
 
 def percent(logprob: float) -> str:
     share = 100 * math.exp(logprob)
-    return f"{share:.0f} %" if share >= 10 else f"{share:.1f} %" if share >= 0.1 else "<0.1 %"
+    if share < 0.1 or 99.9 < share < 100:
+        return "<0.1 %" if share < 0.1 else ">99.9 %"
+    return f"{share:.0f} %" if 10 <= share <= 99 or share == 100 else f"{share:.1f} %"

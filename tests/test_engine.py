@@ -516,3 +516,45 @@ def test_the_model_can_be_trained_after_it_has_generated():
     Engine(model, TOKENIZER, max_length=100).generate([Request([1] * 60, max_tokens=30)])
     model(torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]])).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+# -- going on from the beginning of an answer
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"temperature": 1.0, "seed": 5, "top_k": 40, "logprobs": 2}])
+def test_from_any_of_its_beginnings_an_answer_is_the_same(model, static, settings):
+    prompt = [TOKENIZER.bos, *b"go on"]
+    machine = Engine(model, TOKENIZER, static=static)
+    whole = list(machine.stream(Request(prompt, max_tokens=24, **settings)))
+    tokens = [event.token for event in whole if event.token is not None]
+    assert len(tokens) > 10
+    for cut in range(len(tokens)):
+        request = Request(prompt, max_tokens=24 - cut, prefix=tokens[:cut], **settings)
+        rest = list(machine.stream(request))
+        assert [event.token for event in rest] == [event.token for event in whole[cut:]]
+        assert [event.finish for event in rest] == [event.finish for event in whole[cut:]]
+        assert "".join(event.text for event in rest) == "".join(event.text for event in whole)
+
+
+def test_a_call_that_ends_the_beginning_is_carried_out_and_another_result_is_taken_as_it_is(model):
+    prompt, call = [TOKENIZER.bos, *b"sum"], [PYTHON, *TOKENIZER.encode("6*7"), PYTHON_END]
+    machine = Engine(model, TOKENIZER)
+    events = list(machine.stream(Request(prompt, max_tokens=5, prefix=call)))
+    output = [OUTPUT, *TOKENIZER.encode("42"), OUTPUT_END]
+    assert [event.token for event in events if event.forced] == output == [e.token for e in events[: len(output)]]
+    said = [{"type": "python", "text": "6*7"}, {"type": "python_output", "text": ""}]
+    assert chat.parts(events[0].pieces) == said
+    events = list(machine.stream(Request(prompt, max_tokens=5, prefix=[*call, *output[:-2]])))
+    assert [event.token for event in events if event.forced] == output[-2:]
+    events = list(machine.stream(Request(prompt, max_tokens=5, prefix=[*call, OUTPUT, *b"9"])))
+    assert not any(event.forced for event in events), "the model goes on from a result that is not the tool's"
+
+
+def test_a_beginning_that_is_longer_than_the_context_loses_its_own(model):
+    prefix = list(b"abcdefghij" * 20)
+    events = list(Engine(model, TOKENIZER).stream(Request([TOKENIZER.bos, *b"hi"], max_tokens=4, prefix=prefix)))
+    assert events[0].dropped == 1 and 1 <= len(events) <= 5
+    assert "".join(event.text for event in events).startswith("abcdefghij" * 20)
+    with pytest.raises(ValueError, match="a token of the prompt is"):
+        Engine(model, TOKENIZER).submit(Request([TOKENIZER.bos], prefix=[TOKENIZER.vocab_size]))

@@ -4,7 +4,8 @@ import { el, iconButton } from "./dom.js";
 
 const percent = (logprob) => {
   const p = 100 * Math.exp(logprob);
-  return p > 99.95 && logprob < 0 ? ">99.9 %" : p < 0.1 ? "<0.1 %" : `${p.toFixed(p < 10 ? 1 : 0)} %`;
+  if (p < 0.1 || (p > 99.9 && p < 100)) return p < 0.1 ? "<0.1 %" : ">99.9 %";
+  return `${p.toFixed((p >= 10 && p <= 99) || p === 100 ? 0 : 1)} %`;
 };
 
 /** A token's text where every character can be seen. */
