@@ -58,9 +58,13 @@ class InvalidRequest(ValueError):
 def explain(errors: Sequence[dict]) -> tuple[str, str | None]:
     """What pydantic found wrong, for a person, and the field that is at fault."""
     worst = max(errors, key=lambda error: len(error["loc"]))  # of what could be several things, the likeliest meant
+    if worst["type"] == "json_invalid":
+        return f"the body is no JSON: {worst.get('ctx', {}).get('error', worst['msg'])}", None
     cause = worst.get("ctx", {}).get("error")
     if isinstance(cause, InvalidRequest):
         return f"{cause.param}: {cause}", cause.param
+    if worst["loc"] == ("body",) and cause is None:
+        return "the body must be a JSON object, sent as Content-Type: application/json", None
     fields = [part for part in worst["loc"][1:] if isinstance(part, int) or (part.isidentifier() and part != "str")]
     place = ".".join(map(str, fields))
     return (f"{place}: {worst['msg']}", place) if place else (worst["msg"], None)
@@ -77,7 +81,7 @@ def whole_characters(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(whole_characters)]
-StopText = Annotated[Text, Field(min_length=1, max_length=200)]
+StopText = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(whole_characters)]
 
 
 class Part(BaseModel):
@@ -216,8 +220,11 @@ def engine_requests(
     prefix = full.answer_ids or []
     check_prefix(tokenizer, prefix)
     max_tokens = full.max_completion_tokens or full.max_tokens or defaults.max_tokens
-    room = room_for_prompt(context, max_tokens) - len(prefix)
+    room = room_for_prompt(context, max_tokens)
     ids, dropped = chat.prompt_within(tokenizer, asked.conversation(), room)
+    left = context - min(len(ids), room)
+    if len(prefix) >= left:
+        raise InvalidRequest(f"the answer begins with {len(prefix)} tokens, there is room for {left}", "answer_ids")
     asked_for = [full.microscope, (full.top_logprobs or 0) if full.logprobs else None]
     request = Request(
         prompt=ids,
@@ -255,10 +262,12 @@ def finite(logprob: float) -> float:
 
 @dataclass
 class Choice:
-    """One answer, as it comes."""
+    """One answer: all of it, or what is new of it. calls: in what is new, what grew of the parts that are tools', each
+    with the number of its part among them."""
 
     index: int
     pieces: list[chat.Piece] = field(default_factory=list)
+    calls: list[dict] = field(default_factory=list)
     logprobs: list[dict] = field(default_factory=list)
     tokens: list[dict] = field(default_factory=list)
     count: int = 0
@@ -268,48 +277,51 @@ class Choice:
 class Completion:
     """The answers to one request of OpenAI's dialect, whole or in chunks."""
 
-    def __init__(
-        self,
-        asked: CompletionRequest,
-        requests: Sequence[Request],
-        tokenizer: Tokenizer,
-        id: str,
-        model: str,
-        dropped: int = 0,
-    ):
-        self.asked, self.requests, self.tokenizer, self.dropped = asked, requests, tokenizer, dropped
+    def __init__(self, asked: CompletionRequest, choices: int, tokenizer: Tokenizer, id: str, model: str, dropped: int):
+        self.asked, self.tokenizer, self.dropped = asked, tokenizer, dropped
         self.names = {id: name for name, id in tokenizer.special.items()}
         self.head = {"id": f"chatcmpl-{id}", "created": int(time.time()), "model": model}
-        self.choices = [Choice(i) for i in range(len(requests))]
+        self.choices = [Choice(i) for i in range(choices)]
+        self.calls = [-1] * choices  # the number of the last part that is a tool's
+        self.prompt_tokens = 0
 
     def add(self, batch: list[tuple[int, Event]]) -> list[Choice]:
-        """Take in what came; returns the same as a choice for each answer that it was of, with this alone in it."""
-        news: dict[int, Choice] = {}
+        """Take in what came; returns what is new: for each answer, a choice for each run of text or of calls."""
+        news: list[Choice] = []
         for index, event in batch:
-            new = news.setdefault(index, Choice(index))
-            new.pieces += event.pieces
-            new.count += event.token is not None
-            new.finish = event.finish
+            whole = self.choices[index]
+            self.prompt_tokens = max(self.prompt_tokens, event.prompt_tokens)
             self.dropped += event.dropped if index == 0 else 0  # the same for all
+            new = Choice(index, count=int(event.token is not None), finish=event.finish)
             if self.asked.logprobs and self._is_text(event):
                 new.logprobs.append(self._logprob(event))
             if self.asked.microscope is not None:
                 new.tokens.append(self._token(event))
-        for new in news.values():
-            whole = self.choices[new.index]
-            whole.pieces += new.pieces
+            for kind, text in event.pieces:
+                if new.pieces and (kind == "text") != (new.pieces[-1][0] == "text"):
+                    news.append(Choice(index, new.pieces, new.calls))
+                    new.pieces, new.calls = [], []
+                new.pieces.append((kind, text))
+                if kind != "text":
+                    self.calls[index] += not text  # an empty piece begins a part
+                    new.calls.append({"index": self.calls[index], "type": kind, "text": text})
+            news.append(new)
+            whole.pieces += event.pieces
             whole.logprobs += new.logprobs
             whole.tokens += new.tokens
             whole.count += new.count
             whole.finish = new.finish
-        return list(news.values())
+        return joined(news)
 
     def opening(self) -> list[dict]:
         """The first chunks, when something has come of the answers."""
-        return [self._chunk(Choice(i), {"role": "assistant", "content": ""}) for i in range(len(self.requests))]
+        return [self._chunk(Choice(choice.index), {"role": "assistant", "content": ""}) for choice in self.choices]
 
     def chunk(self, new: Choice) -> dict:
-        return self._chunk(new, self._said(new, always=False))
+        if new.calls:
+            return self._chunk(new, {"parts": new.calls})
+        text = chat.visible(new.pieces)
+        return self._chunk(new, {"content": text} if text else {})
 
     def last_chunk(self) -> dict:
         return {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self.usage()}
@@ -317,12 +329,14 @@ class Completion:
     def whole(self) -> dict:
         choices = []
         for choice in self.choices:
-            message = {"role": "assistant", "refusal": None, **self._said(choice, always=True)}
+            message = {"role": "assistant", "content": chat.visible(choice.pieces), "refusal": None}
+            if any(kind != "text" for kind, _ in choice.pieces):
+                message["parts"] = chat.parts(choice.pieces)
             choices.append({**self._choice(choice), "message": message})
         return self._with_dropped({**self.head, "object": "chat.completion", "choices": choices, "usage": self.usage()})
 
     def usage(self) -> dict:
-        asked, said = len(self.requests[0].prompt), sum(choice.count for choice in self.choices)
+        asked, said = self.prompt_tokens, sum(choice.count for choice in self.choices)
         return {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said}
 
     def _chunk(self, choice: Choice, delta: dict) -> dict:
@@ -340,17 +354,8 @@ class Completion:
         fields = {"index": choice.index, "finish_reason": choice.finish, "logprobs": logprobs}
         return {**fields, "tokens": choice.tokens} if self.asked.microscope is not None else fields
 
-    def _said(self, choice: Choice, always: bool) -> dict:
-        text = chat.visible(choice.pieces)
-        said = {"content": text} if text or always else {}
-        if any(kind != "text" for kind, _ in choice.pieces):
-            # In a chunk the pieces as they are: an empty one begins a part.
-            said["parts"] = chat.parts(choice.pieces) if always else [{"type": k, "text": t} for k, t in choice.pieces]
-        return said
-
     def _is_text(self, event: Event) -> bool:
-        of_tool = bool(event.pieces) and event.pieces[-1][0] != "text"
-        return event.token is not None and event.token not in self.names and not event.forced and not of_tool
+        return event.token is not None and event.token not in self.names and event.kind == "text" and not event.forced
 
     def _logprob(self, event: Event) -> dict:
         def entry(id, logprob):
@@ -370,6 +375,21 @@ class Completion:
         id = event.end if event.token is None else event.token
         likeliest = [entry(*pair) for pair in event.likeliest[: self.asked.microscope]]
         return {**entry(id, event.logprob), "forced": event.forced, "likeliest": likeliest}
+
+
+def joined(news: list[Choice]) -> list[Choice]:
+    """Neighbours of one answer as one, unless text stands beside calls: a chunk has the one or the other."""
+    runs: list[Choice] = []
+    for new in news:
+        last = runs[-1] if runs else None
+        mixed = last and bool(last.calls) != bool(new.calls) and last.pieces and new.pieces
+        if last is None or last.index != new.index or mixed:
+            runs.append(new)
+        else:
+            for name in ("pieces", "calls", "logprobs", "tokens"):
+                getattr(last, name).extend(getattr(new, name))
+            last.count, last.finish = last.count + new.count, new.finish
+    return runs
 
 
 def reference_events(batch: list[tuple[int, Event]], gpu: int) -> list[dict]:

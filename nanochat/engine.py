@@ -56,7 +56,8 @@ class Event:
 
     pieces: what has become sure of the text, never half a character; text: the visible part. end: the mark with which
     the model ended its turn; it is no token of the answer. likeliest: (id, log-probability) of as many tokens as were
-    asked for, the likeliest first. dropped: in the first event, messages of the prompt for which there was no room.
+    asked for, the likeliest first. kind: of the part that the token belongs to ("text", or a tool's). The first event
+    has the tokens of the prompt, and the messages `dropped` of it, for which there was no room.
     """
 
     id: int
@@ -67,6 +68,8 @@ class Event:
     end: int | None = None
     logprob: float | None = None
     likeliest: list[tuple[int, float]] | None = None
+    kind: str = "text"
+    prompt_tokens: int = 0
     dropped: int = 0
 
     @property
@@ -80,14 +83,21 @@ class Row:
     def __init__(self, id: int, request: Request, tokenizer: Tokenizer, max_length: int):
         self.id, self.request = id, request
         room = room_for_prompt(max_length, request.max_tokens)
-        self.prompt, self.dropped = chat.fit(tokenizer, request.prompt + request.prefix, room)
+        prompt, self.dropped = chat.fit(tokenizer, request.prompt, room)
+        left = max_length - len(prompt) - len(request.prefix)
+        if left < 1:
+            raise ValueError(
+                f"the answer begins with {len(request.prefix)} tokens, after the prompt there is room for "
+                f"{max_length - len(prompt)} of {max_length}, and one must be left"
+            )
+        self.prompt_tokens, self.prompt = len(prompt), prompt + request.prefix
         self.tools, self.text = ToolUse(tokenizer), TextStream(tokenizer, request.stop)
         self.forced: deque[int] = deque()
         self.begun: list[Piece] = []  # what the prefix says
         for id in request.prefix:
             self.begun += self.say(id, bool(self.forced) and id == self.forced[0])
         self.count = len(request.prefix)  # tokens of the answer
-        self.limit = self.count + min(request.max_tokens, max_length - len(self.prompt))
+        self.limit = self.count + min(request.max_tokens, left)
         self.place: int | None = None  # its row of the cache
         self.next: list[int] = []  # what the next pass feeds it
 
@@ -350,18 +360,19 @@ class Engine:
         if first:
             insort(self.writing, row, key=lambda row: row.place)  # neighbours are read together
             self.reading.remove(row)
-        event = Event(row.id, token, forced, dropped=row.dropped if first else 0)
+        event = Event(row.id, token, forced)
         if token in self.ends and not forced:
             event.token, event.end, event.finish = None, token, "stop"
         else:
             row.count += 1
             row.next = [token]
-            event.pieces = row.say(token, forced)
+            event.pieces, event.kind = row.say(token, forced), row.text.kind
             if row.text.stopped:
                 event.finish = "stop"
             elif row.count >= row.limit:
                 event.finish = "length"
         if first:
+            event.prompt_tokens, event.dropped = row.prompt_tokens, row.dropped
             event.pieces = row.begun + event.pieces
         if event.finish:
             event.pieces += row.text.flush()

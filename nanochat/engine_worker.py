@@ -7,7 +7,8 @@ hands the events of each step to the loop in one call.
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import torch
 
@@ -16,6 +17,8 @@ from nanochat.engine import Engine, Event, Request
 
 CRASHED = "the model stopped working, the server has to be started again (its terminal shows the error)"
 STOPPED = "the server is shutting down"
+STOP_SECONDS = 5  # for the step that is under way, or the first answer
+UNREAD = 4  # times the capacity: requests whose answers may be there or on their way
 
 
 class StreamError(Exception):
@@ -71,16 +74,23 @@ class EngineWorker:
         self.ready = False
         self.failure = ""  # why it can take no more
         self.streams: set[Stream] = set()  # owned by the event loop
-        self._engine = engine
+        self.engine = engine
         self._first = first
+        self._deadline: float | None = None  # by which its thread has to end, when it is told to
         self._rows: dict[int, tuple[Stream, int]] = {}  # owned by the thread
         self._commands: queue.SimpleQueue[tuple[str, Stream | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=f"engine-{gpu}", daemon=True)
 
     @property
     def load(self) -> int:
-        """Requests that are open."""
+        """Requests that wait or are answered."""
         return sum(stream.unfinished for stream in self.streams)
+
+    @property
+    def room(self) -> int:
+        """Requests that it can take; answers that wait for their readers take room, too, in the end."""
+        held = sum(len(stream.requests) for stream in self.streams)
+        return min(self.capacity - self.load, UNREAD * self.capacity - held)
 
     def stats(self) -> dict:
         counts = {"answers": self.answers, "tokens": self.tokens}
@@ -102,18 +112,24 @@ class EngineWorker:
             self.streams.remove(stream)
             self._commands.put(("cancel", stream))
 
-    async def stop(self) -> None:
-        """Ends what is open; its readers hear why."""
-        self._commands.put(("stop", None))
-        await asyncio.to_thread(self._thread.join)
+    async def stop(self, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Ends what is open; its readers hear why. A thread that does not come to its end in time, or before the caller
+        is hurried, is left: it ends with the process."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + STOP_SECONDS
+            self._commands.put(("stop", None))
+        while self._thread.is_alive() and time.monotonic() < self._deadline:
+            if hurried():
+                self._deadline = 0.0
+            await asyncio.sleep(0.01)
 
     def _run(self) -> None:
         ending = CRASHED
         try:
-            if self._engine.device.type == "cuda":
-                torch.cuda.set_device(self._engine.device)  # the current device is a matter of each thread
+            if self.engine.device.type == "cuda":
+                torch.cuda.set_device(self.engine.device)  # the current device is a matter of each thread
             if self._first:
-                self._engine.generate([self._first])
+                self.engine.generate([self._first])
             self._loop.call_soon_threadsafe(self._begin)
             while self._obey():
                 self._step()
@@ -123,7 +139,7 @@ class EngineWorker:
 
     def _obey(self) -> bool:
         """Carry out what the loop asked for; wait for it if there is nothing else to do. False: stop."""
-        while not (self._engine.busy and self._commands.empty()):
+        while not (self.engine.busy and self._commands.empty()):
             command, stream = self._commands.get()
             if command == "stop":
                 return False
@@ -136,7 +152,7 @@ class EngineWorker:
     def _submit(self, stream: Stream) -> None:
         try:
             for index, request in enumerate(stream.requests):
-                row = self._engine.submit(request)
+                row = self.engine.submit(request)
                 stream.rows.append(row)
                 self._rows[row] = (stream, index)
         except ValueError as error:  # this request's fault; the others go on
@@ -146,11 +162,11 @@ class EngineWorker:
     def _cancel(self, stream: Stream) -> None:
         for row in stream.rows:
             if self._rows.pop(row, None):
-                self._engine.cancel(row)
+                self.engine.cancel(row)
 
     def _step(self) -> None:
         deliveries = []
-        for event in self._engine.step():
+        for event in self.engine.step():
             if event.id not in self._rows:
                 continue
             deliveries.append((*self._rows[event.id], event))

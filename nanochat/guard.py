@@ -4,6 +4,7 @@ the key. ASGI middleware (https://asgi.readthedocs.io), which sees every respons
 import asyncio
 import hmac
 import json
+import time
 
 from starlette.exceptions import HTTPException
 
@@ -64,12 +65,13 @@ class Guard:
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        received, complete = 0, False
+        received, complete, started = 0, False, False
+        deadline = time.monotonic() + BODY_SECONDS
 
         async def bounded_receive():
             nonlocal received, complete
             try:
-                message = await (receive() if complete else asyncio.wait_for(receive(), BODY_SECONDS))
+                message = await (receive() if complete else asyncio.wait_for(receive(), deadline - time.monotonic()))
             except asyncio.TimeoutError as error:
                 raise HTTPException(408, f"the request did not arrive within {BODY_SECONDS} seconds") from error
             received += len(message.get("body", b""))
@@ -79,14 +81,21 @@ class Guard:
             return message
 
         async def guarded_send(message):
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message = {**message, "headers": [*message.get("headers", []), *self.headers]}
             await send(message)
 
         if self.names is not None and host_name(header(scope, b"host")) not in self.names:
             message = f"this server answers to {', '.join(self.names)}; chat_web --host lets other names in"
             return await refuse(guarded_send, 403, message)
-        await self.app(scope, bounded_receive, guarded_send)
+        try:
+            await self.app(scope, bounded_receive, guarded_send)
+        except Exception:
+            if not started:
+                await refuse(guarded_send, 500, "the server made a mistake; its terminal shows which")
+            raise  # uvicorn logs it
 
 
 class KeyCheck:

@@ -329,7 +329,7 @@ def colours(stream) -> bool:
 
 def api_key() -> str:
     """What `NANOCHAT_API_KEY` asks of whoever chats with the server, or nothing."""
-    return os.environ.get("NANOCHAT_API_KEY", "").strip()
+    return os.environ.get("NANOCHAT_API_KEY", "")
 
 
 def compute_dtype(device: torch.device, training: bool = False) -> torch.dtype:

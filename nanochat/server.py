@@ -28,7 +28,7 @@ from nanochat.guard import Guard, KeyCheck, error_body
 
 UI = Path(__file__).parent / "ui"
 RETRY_AFTER_SECONDS = 2
-READER_SECONDS = 60  # for a reader to take what was sent, before its connection is given up
+READER_SECONDS = 60  # in which a reader takes something of what was sent, or its connection is given up
 SHUTDOWN_SECONDS = 3  # for answers that are being written when the server is told to end
 FAILED_SECONDS = 3  # in which /health says that the model failed, before the process ends
 
@@ -49,8 +49,13 @@ class ConversationLog:
 
     def append_line(self, line: str) -> None:
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.fchmod(descriptor, 0o600)  # it may have been there
         with open(descriptor, "a", encoding="utf-8") as file:
             file.write(line)
+
+
+class UnknownModel(Exception):
+    """A request asks for a model of this name."""
 
 
 async def disconnected(receive) -> None:
@@ -81,28 +86,10 @@ class AnswerResponse(StreamingResponse):
     def __init__(self, chunks: AsyncIterator[str], close: Callable[[], None]):
         super().__init__(chunks, headers={"X-Accel-Buffering": "no"})  # nginx would hold it back
         self.close = close
-        self.given_up = False
 
     async def __call__(self, scope, receive, send) -> None:
-        loop = asyncio.get_running_loop()
-
-        def give_up():
-            self.given_up = True
-            sender.cancel()
-
-        async def patient_send(message):
-            timer = loop.call_later(READER_SECONDS, give_up)
-            try:
-                await send(message)
-            finally:
-                timer.cancel()
-
-        sender = asyncio.ensure_future(self.stream_response(patient_send))
         try:
-            await unless_gone(sender, receive)
-        except asyncio.CancelledError:
-            if not self.given_up:
-                raise
+            await super().__call__(scope, receive, send)
         finally:
             self.close()
 
@@ -206,10 +193,17 @@ def create_app(
         message, param = api.explain(error.errors())
         return _error(400, message, param)
 
-    @app.get("/", include_in_schema=False)
+    @app.exception_handler(UnknownModel)
+    async def on_unknown_model(_, error: UnknownModel):
+        return _error(
+            404, f"there is no model {str(error)!r} here, this server has {model_id!r}", "model", "model_not_found"
+        )
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page():
         return FileResponse(UI / "index.html")
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health():
         failures = [worker.failure for worker in workers if worker.failure]
@@ -238,7 +232,7 @@ def create_app(
 
     def check_model(name: str | None) -> None:
         if name not in (None, "", "nanochat", model_id):
-            raise HTTPException(404, f"there is no model {name!r} here, this server has {model_id!r}")
+            raise UnknownModel(name)
 
     async def open_stream(asked: api.ChatRequest) -> tuple[Stream, int]:
         """The stream of a request, and how many of its messages were dropped."""
@@ -252,15 +246,15 @@ def create_app(
         able = [worker for worker in workers if not worker.failure]
         if not able or app.state.closing:
             raise HTTPException(503, STOPPED if app.state.closing else workers[0].failure)
-        worker = min(able, key=lambda worker: worker.load)
-        if worker.load + len(requests) > worker.capacity:
+        worker = max(able, key=lambda worker: worker.room)
+        if len(requests) > worker.room:
             headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
             raise HTTPException(429, "all places are taken, try again in a moment", headers)
         return worker.open(requests), dropped
 
     def close(stream: Stream, asked: api.ChatRequest) -> None:
         stream.worker.close(stream)
-        if log:
+        if log and any(stream.said):
             said = zip(stream.said, stream.finish, strict=True)
             answers = [{"parts": chat.parts(pieces), "finish": finish} for pieces, finish in said]
             log.append(time=time.time(), model=model_name, messages=asked.conversation(), answers=answers)
@@ -274,7 +268,7 @@ def create_app(
     async def completions(asked: api.CompletionRequest, http: HTTPRequest):
         check_model(asked.model)
         stream, dropped = await open_stream(asked)
-        completion = api.Completion(asked, stream.requests, tokenizer, secrets.token_hex(12), model_id, dropped)
+        completion = api.Completion(asked, len(stream.requests), tokenizer, secrets.token_hex(12), model_id, dropped)
         if asked.stream:
             return AnswerResponse(_as_chunks(stream, completion), partial(close, stream, asked))
 
@@ -294,18 +288,35 @@ def create_app(
 
 
 class ChatServer(uvicorn.Server):
-    """Ends when a model stopped working; when told to end, lets answers come to theirs, and tells the others."""
+    """Ends when a model stopped working; when told to end, lets answers come to theirs, and tells the others. Gives up
+    connections whose readers take nothing of what was sent."""
 
     def __init__(self, config: uvicorn.Config, app: FastAPI, workers: Sequence[EngineWorker]):
         super().__init__(config)
         self.state, self.workers = app.state, workers
         self.failed_at: float | None = None
+        self.unread: dict[asyncio.Transport, tuple[int, float]] = {}  # bytes, and since when not fewer
 
     async def on_tick(self, counter: int) -> bool:
+        now = time.monotonic()
         if self.failed_at is None and any(worker.failure for worker in self.workers):
-            self.failed_at = time.monotonic()
-        failed = self.failed_at is not None and time.monotonic() - self.failed_at > FAILED_SECONDS
+            self.failed_at = now
+        self.give_up_readers(now)
+        failed = self.failed_at is not None and now - self.failed_at > FAILED_SECONDS
         return await super().on_tick(counter) or failed
+
+    def give_up_readers(self, now: float) -> None:
+        sizes = {transport: transport.get_write_buffer_size() for transport in self.transports()}
+        before, self.unread = self.unread, {}
+        for transport, size in sizes.items():
+            least, since = before.get(transport, (size, now))
+            if size and size >= least and now - since > READER_SECONDS:
+                transport.abort()
+            elif size:
+                self.unread[transport] = (size, now) if size < least else (least, since)
+
+    def transports(self) -> list[asyncio.Transport]:
+        return [connection.transport for connection in list(self.server_state.connections)]
 
     async def shutdown(self, sockets=None) -> None:
         self.state.closing = True
@@ -313,5 +324,9 @@ class ChatServer(uvicorn.Server):
         while any(worker.load for worker in self.workers) and time.monotonic() < deadline and not self.force_exit:
             await asyncio.sleep(0.05)
         for worker in self.workers:
-            await worker.stop()
+            await worker.stop(lambda: self.force_exit)
+        if self.force_exit:  # told twice: nobody is waited for
+            for transport in self.transports():
+                transport.abort()
+            self.force_exit = False  # uvicorn would leave without ending the app
         await super().shutdown(sockets)

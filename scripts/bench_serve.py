@@ -61,13 +61,19 @@ def served(args) -> Iterator[tuple[str, int]]:
                     break
             if address is None:
                 raise SystemExit("the server did not start, see above")
-            while requests.get(f"{address[0]}/health", timeout=60).status_code != 200:
+            while get(f"{address[0]}/health").status_code != 200:
                 time.sleep(0.1)
             yield address[0], server.pid
         finally:
             server.send_signal(signal.SIGINT)
     if server.returncode:
         raise SystemExit(f"the server ended with {server.returncode}")
+
+
+def get(url: str) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False  # no proxy between here and here
+        return session.get(url, timeout=60)
 
 
 def resident_megabytes(pid: int) -> float | None:
@@ -82,7 +88,7 @@ class Client:
     def __init__(self, number: int, address: str, max_tokens: int):
         self.random = random.Random(number)
         self.session = requests.Session()
-        self.session.trust_env = False  # no proxy between here and here
+        self.session.trust_env = False
         self.url, self.max_tokens = f"{address}/v1/chat/completions", max_tokens
         self.counts: Counter[str] = Counter()
         self.seconds: list[float] = []
@@ -196,7 +202,7 @@ def main(args) -> None:
     with served(args) as (address, pid):
         print(f"{args.clients} clients ask {address} for {args.seconds:g} s", flush=True)
         found = load(address, pid, args.clients, args.seconds, args.max_tokens)
-        workers = requests.get(f"{address}/stats", timeout=60).json()["workers"]
+        workers = get(f"{address}/stats").json()["workers"]
     left = sum(worker["open"] for worker in workers)
     settings = {"clients": args.clients, "seconds": args.seconds, "places": args.max_requests * args.num_gpus}
     print(json.dumps({**found, "left_open": left, "tokens": sum(worker["tokens"] for worker in workers), **settings}))

@@ -66,8 +66,16 @@ class Chat:
         self.top_k = top_k
         self.colour = colour
         self.system = ""
-        self.messages: list[dict] = []
+        self.turns: list[tuple[str, list[dict]]] = []  # question, parts of the answer; none where nothing was said
         self.events: list = []  # of the last answer
+
+    def messages(self) -> list[dict]:
+        """What was said so far. A question that nothing was said to is not part of it."""
+        said = [{"role": "system", "content": self.system}] if self.system else []
+        for question, parts in self.turns:
+            if parts:
+                said += [{"role": "user", "content": question}, {"role": "assistant", "content": parts}]
+        return said
 
     def answer(self, question: str) -> Iterator[tuple[str, str]]:
         """Ask, and yield the answer as it comes, in pieces (kind of part, text). What was said when it ends, or is
@@ -78,16 +86,14 @@ class Chat:
         from nanochat import chat
         from nanochat.engine import Request, room_for_prompt
 
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        messages = [*self.messages, {"role": "user", "content": question}]
+        messages = [*self.messages(), {"role": "user", "content": question}]
         room = room_for_prompt(self.engine.max_length, MAX_TOKENS)
-        prompt, dropped = chat.prompt_within(self.tokenizer, [*system, *messages], room)
+        prompt, dropped = chat.prompt_within(self.tokenizer, messages, room)
         settings = {"temperature": self.temperature, "top_k": self.top_k, "seed": random.getrandbits(31)}
-        request = Request(prompt, MAX_TOKENS, logprobs=ALTERNATIVES, **settings)
+        id = self.engine.submit(Request(prompt, MAX_TOKENS, logprobs=ALTERNATIVES, **settings))
         said, count, began, ending = [], 0, 0.0, ""
         self.events = []
         with interrupts_noted() as interrupts:
-            id = self.engine.submit(request)
             while not ending:
                 for event in self.engine.step():
                     if event.dropped or (dropped and not began):
@@ -102,19 +108,11 @@ class Chat:
                 if interrupts and not ending:
                     self.engine.cancel(id)
                     ending = "stopped"
-        if said:
-            self.messages = [*messages, {"role": "assistant", "content": chat.parts(said)}]
-        rate = f"{count} tokens, {(count - 1) / (time.perf_counter() - began):.0f} tokens/s" if count > 1 else ""
+        self.turns.append((question, chat.parts(said)))
         if ending != "stop":
             note("stopped" if ending == "stopped" else f"cut off after {count} tokens")
-        elif self.colour and rate:
-            note(rate, dim=True)
-
-    def undo(self) -> str:
-        """Take the last turn back; its question."""
-        *self.messages, question, _ = self.messages
-        self.events = []
-        return question["content"]
+        elif self.colour and count > 1:
+            note(f"{count} tokens, {(count - 1) / (time.perf_counter() - began):.0f} tokens/s", dim=True)
 
 
 def note(text: str, dim: bool = False) -> None:
@@ -190,19 +188,27 @@ def number(text: str, low: float, high: float, kind=float):
 
 def obey(chat: Chat, command: str) -> bool:
     """Carry out what was typed after a slash. False: leave."""
+    from nanochat.terminal import plain
+
     word, _, rest = command.partition(" ")
     rest = rest.strip()
     if word == "/quit":
         return False
     if word == "/clear":
-        chat.messages, chat.events = [], []
+        chat.turns, chat.events = [], []
         print("(a new conversation)")
-    elif word in ("/retry", "/undo") and not chat.messages:
+    elif word in ("/retry", "/undo") and not chat.turns:
         print("(nothing was asked yet)")
     elif word == "/retry":
-        respond(chat, chat.undo())
+        question, parts = chat.turns.pop()
+        kept = len(chat.turns)
+        respond(chat, question)
+        if parts and not any(new for _, new in chat.turns[kept:]):
+            chat.turns[kept:] = [(question, parts)]
+            print("(the answer before stays)")
     elif word == "/undo":
-        print(f"(taken back: {chat.undo()})")
+        chat.events = []
+        print(f"(taken back: {plain(chat.turns.pop()[0])})")
     elif word == "/system":
         chat.system = rest
         print("(the system prompt is set)" if rest else "(there is no system prompt)")

@@ -3,11 +3,14 @@
 import argparse
 import contextlib
 import dataclasses
+import re
 import socket
 from urllib.parse import urlsplit
 
 SMALL_MODEL = 50_000_000  # parameters; below, one step is too little work to share between CPU threads
 LOOPBACK = ("127.0.0.1", "::1")
+ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:\d{1,5})?")  # as browsers send it
+KEY = re.compile(r"[!-~]+")
 
 
 def parse_args(argv=None) -> argparse.Namespace:
@@ -40,13 +43,10 @@ def parse_args(argv=None) -> argparse.Namespace:
         if not low <= value <= high:
             parser.error(f"--{name} is {value}, expected {low} to {high}")
     for origin in args.cors:
-        address = urlsplit(origin)
-        if address.scheme not in ("http", "https") or origin != f"{address.scheme}://{address.netloc}":
+        if not ORIGIN.fullmatch(origin):
             parser.error(f"--cors is {origin}, expected an origin such as https://example.com or http://localhost:3000")
-    if args.api_key is not None and not (
-        args.api_key.isascii() and args.api_key.isprintable() and args.api_key.strip()
-    ):
-        parser.error("--api-key is empty or has characters that a header cannot carry")
+    if args.api_key is not None and not KEY.fullmatch(args.api_key):
+        parser.error("--api-key: expected letters, digits and signs that a header can carry, without spaces")
     return args
 
 
@@ -71,40 +71,54 @@ def replica_devices(device, count: int) -> list:
     return [torch.device("cuda", index) for index in range(count)]
 
 
+def load_workers(args: argparse.Namespace, run) -> tuple[list, object, dict]:
+    """A replica of the model for each GPU: (workers, tokenizer, the checkpoint's metadata)."""
+    from nanochat import decoding
+    from nanochat.checkpoint import load_model
+    from nanochat.compilation import will_compile
+    from nanochat.engine import Engine, Request
+    from nanochat.engine_worker import EngineWorker
+
+    workers = []
+    for gpu, device in enumerate(replica_devices(run.device, args.num_gpus)):
+        replica = dataclasses.replace(run, device=device)
+        model, tokenizer, meta = load_model(args.source, replica, args.model_tag, args.step)
+        static = decoding.available(replica)
+        compiles = static and bool(args.compile) and will_compile(1, replica)
+        engine = Engine(model, tokenizer, static=static, compiles=compiles)
+        del model  # the engine's copy is smaller on GPUs
+        workers.append(EngineWorker(engine, gpu, args.max_requests, first=Request([tokenizer.bos], max_tokens=2)))
+    return workers, tokenizer, meta
+
+
 def main(args: argparse.Namespace) -> None:
     # Here, so that --help and wrong flags do not wait for torch.
     import torch
     import uvicorn
 
-    from nanochat import api, decoding, guard, paths, runtime
-    from nanochat.checkpoint import CheckpointError, load_model
-    from nanochat.compilation import will_compile
-    from nanochat.engine import Engine, Request
-    from nanochat.engine_worker import EngineWorker
+    from nanochat import api, guard, paths, runtime
+    from nanochat.checkpoint import CheckpointError
     from nanochat.server import SHUTDOWN_SECONDS, ChatServer, ConversationLog, create_app
     from nanochat.tokenizer import TokenizerError
 
     with contextlib.closing(listen(args.host, args.port)) as listener:
         run = runtime.start(args.device_type)
-        workers = []
         try:
-            for gpu, device in enumerate(replica_devices(run.device, args.num_gpus)):
-                replica = dataclasses.replace(run, device=device)
-                model, tokenizer, meta = load_model(args.source, replica, args.model_tag, args.step)
-                static = decoding.available(replica)
-                compiles = static and bool(args.compile) and will_compile(1, replica)
-                engine = Engine(model, tokenizer, static=static, compiles=compiles)
-                del model  # the engine's copy is smaller on GPUs
-                workers.append(EngineWorker(engine, gpu, args.max_requests, Request([tokenizer.bos], max_tokens=2)))
+            workers, tokenizer, meta = load_workers(args, run)
         except (CheckpointError, TokenizerError) as error:
             raise SystemExit(str(error)) from error
+        engine = workers[0].engine
         if run.device.type == "cpu" and sum(p.numel() for p in engine.model.parameters()) < SMALL_MODEL:
             torch.set_num_threads(1)  # leaves the other cores to the event loop and to other programs
-        model_name = f"{meta['tag']} · {meta['stage']} · step {meta['step']}"
         host, port = listener.getsockname()[:2]
+        local = host in LOOPBACK
         api_key = args.api_key or runtime.api_key()
+        if api_key and not KEY.fullmatch(api_key):
+            raise SystemExit(
+                "NANOCHAT_API_KEY: expected letters, digits and signs that a header can carry, without spaces"
+            )
         log = ConversationLog(paths.conversations_file()) if args.log_conversations else None
-        names = (*guard.LOCAL_NAMES, *(urlsplit(origin).hostname for origin in args.cors))
+        model_name = f"{meta['tag']} · {meta['stage']} · step {meta['step']}"
         app = create_app(
             workers,
             tokenizer,
@@ -114,12 +128,12 @@ def main(args: argparse.Namespace) -> None:
             model_id=f"{meta['tag']}-{meta['stage']}",
             api_key=api_key,
             cors=args.cors,
-            host_names=names if host in LOOPBACK else None,
+            host_names=(*guard.LOCAL_NAMES, *(urlsplit(origin).hostname for origin in args.cors)) if local else None,
             log=log,
         )
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         print(f"nanochat {model_name} on {run.device}" + (f", {len(workers)} replicas" if len(workers) > 1 else ""))
-        if host not in LOOPBACK and not api_key:
+        if not local and not api_key:
             print("Anyone who can reach this machine can chat with it: --api-key KEY asks for a key.")
         if log:
             print(f"What is said is written to {log.path}")

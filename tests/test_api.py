@@ -1,6 +1,8 @@
 """The API as OpenAI's clients know it: their own package asks a server on loopback, streaming and not."""
 
+import contextlib
 import json
+import socket
 import threading
 
 import openai
@@ -192,22 +194,49 @@ def test_calls_of_tools_are_parts_beside_the_text(client):
         delta = chunk.choices[0].delta
         said = getattr(delta, "parts", None) or ([{"type": "text", "text": delta.content}] if delta.content else [])
         pieces += [(piece["type"], piece["text"]) for piece in said]
+        assert not (delta.content and getattr(delta, "parts", None)), "which came first?"
     assert chat.parts(pieces) == message.parts
 
 
 def test_an_answer_goes_on_from_any_of_its_beginnings(address):
-    """Through a call and its output, too: the rest is the same, and the text is that of all."""
+    """Through a call and its output, too, and to the end of the context: the rest is the same, and the text is that of
+    all."""
 
     def post(**fields):
-        body = {"messages": say("sum"), "temperature": 0.9, "seed": 4, "max_tokens": 20, "microscope": 0, **fields}
-        return requests.post(f"{address}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]
+        body = {"messages": say("sum"), "temperature": 0.9, "seed": 4, "microscope": 0, **fields}
+        return requests.post(f"{address}/v1/chat/completions", json=body, timeout=60).json()
 
     whole = post()
-    ids = [token["id"] for token in whole["tokens"]]
-    for cut in range(1, len(ids)):
-        rest = post(answer_ids=ids[:cut], max_tokens=20 - cut)
+    (choice,) = whole["choices"]
+    ids = [token["id"] for token in choice["tokens"]]
+    assert len(ids) + whole["usage"]["prompt_tokens"] == CONTEXT and choice["finish_reason"] == "length"
+    for cut in (*range(1, 20), 100, 128, 200, len(ids) - 1):
+        answer = post(answer_ids=ids[:cut])
+        (rest,) = answer["choices"]
         assert [token["id"] for token in rest["tokens"]] == ids[cut:]
-        assert rest["message"] == whole["message"] and rest["finish_reason"] == "length"
+        assert rest["message"] == choice["message"] and rest["finish_reason"] == "length"
+        assert "dropped" not in answer and answer["usage"]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
+    error = post(answer_ids=ids)["error"]
+    assert error["param"] == "answer_ids" and f"there is room for {len(ids)}" in error["message"]
+
+
+def test_openais_own_way_of_reading_a_stream_joins_the_calls_of_tools(client):
+    with client.chat.completions.stream(
+        model="tiny-sft", messages=say("sum"), temperature=0, max_tokens=20, n=2, logprobs=True, top_logprobs=1
+    ) as stream:
+        for _ in stream:
+            pass
+        message = stream.current_completion_snapshot.choices[1].message
+    whole = ask(client, say("sum"), temperature=0).choices[0].message
+    assert message.content == whole.content
+    joined = [{"type": part["type"], "text": part["text"]} for part in message.parts]
+    assert joined == [part for part in whole.parts if part["type"] != "text"] and len(joined) == 2
+
+
+def test_log_probabilities_leave_out_calls_and_take_half_characters(client):
+    answer = ask(client, say("sum"), temperature=0, logprobs=True, max_tokens=40)
+    said = bytes(byte for entry in answer.choices[0].logprobs.content for byte in entry.bytes)
+    assert said.decode("utf-8", "replace") == answer.choices[0].message.content
 
 
 @pytest.mark.parametrize("mark", ["<|user_start|>", "<|assistant_end|>", "<|bos|>"])
@@ -346,6 +375,76 @@ def test_conversations_are_written_only_when_asked_for(model, tmp_path):
     assert log.path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_reader_that_takes_nothing_is_given_up(model, monkeypatch):
+    monkeypatch.setattr("nanochat.server.READER_SECONDS", 0.5)
+    with served(model) as (address, server):
+        host, port = address.removeprefix("http://").split(":")
+        settings = {"max_tokens": 200, "n": 16, "microscope": 20, "logprobs": True, "top_logprobs": 20}
+        for stream in (True, False):
+            body = json.dumps({"messages": say("hi"), "stream": stream, **settings})
+            with socket.socket() as reader:
+                reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                reader.connect((host, int(port)))
+                head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+                reader.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+                wait_for(lambda: server.workers[0].streams)
+                assert ask(client_of(address), say("meanwhile")).choices[0].message.content
+                wait_for(lambda: not server.workers[0].streams and not server.unread)
+
+
+def test_a_body_that_trickles_in_is_given_up(model, monkeypatch):
+    monkeypatch.setattr("nanochat.guard.BODY_SECONDS", 0.5)
+    with served(model) as (address, _):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as sender:
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+            sender.sendall(f"{head}Content-Length: 1000\r\n\r\n".encode())
+            sender.settimeout(0.05)
+            answer = b""
+            for _ in range(400):
+                with contextlib.suppress(TimeoutError, BrokenPipeError):
+                    sender.sendall(b" ")
+                    answer += sender.recv(4096)
+                if answer:
+                    break
+        assert answer.startswith(b"HTTP/1.1 408")
+
+
+def test_a_mistake_of_the_server_is_an_error_that_clients_can_read(model, monkeypatch):
+    monkeypatch.setattr("nanochat.api.engine_requests", lambda *args: 1 / 0)
+    with served(model) as (address, _):
+        answer = requests.post(f"{address}/v1/chat/completions", json={"messages": say("hi")}, timeout=60)
+    assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
+    assert answer.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    "body, content_type, says",
+    [
+        (b'{"a":', "application/json", "no JSON"),
+        (b'{"messages": []}', "text/plain", "Content-Type"),
+        (b"[]", "application/json", "JSON object"),
+        (json.dumps({"messages": say("hi"), "stop": ["x" * 201]}).encode(), "application/json", "200 characters"),
+    ],
+)
+def test_errors_say_what_is_wrong(address, body, content_type, says):
+    headers = {"Content-Type": content_type}
+    answer = requests.post(f"{address}/v1/chat/completions", data=body, headers=headers, timeout=60)
+    assert answer.status_code == 400 and says in answer.json()["error"]["message"], answer.text
+
+
+def client_of(address):
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="any", max_retries=0)
+
+
+def wait_for(condition):
+    for _ in range(2000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    pytest.fail("waited 20 seconds in vain")
+
+
 # -- ends
 
 
@@ -415,7 +514,7 @@ def test_a_reader_that_hangs_up_frees_all_its_rows(model):
                 response.close()
                 raise requests.exceptions.Timeout
             for _ in range(500):
-                if not worker.streams and not worker._engine.writing and not worker._engine.waiting:
+                if not worker.streams and not worker.engine.busy:
                     break
                 threading.Event().wait(0.01)
             assert not worker.streams and not worker._rows and worker.answers == 0

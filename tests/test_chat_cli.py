@@ -124,7 +124,7 @@ def test_ctrl_c_is_noticed_while_a_question_is_read(monkeypatch, capsys):
     engine.step = interrupted_step
     chat = chat_with(engine)
     chat_cli.say(chat.answer("x" * 600))
-    assert steps == [[], []] and chat.messages == [] and not engine.busy
+    assert steps == [[], []] and chat.messages() == [] and not engine.busy
     assert "stopped" in capsys.readouterr().err
 
 
@@ -137,8 +137,27 @@ def test_answers_are_taken_back_and_asked_for_again(monkeypatch, capsys):
     assert prompts[1] == prompts[2] and "second" in prompts[1]
     assert "second" not in prompts[3] and "be kind\n\nfirst" in prompts[3] and "third" in prompts[3]
     assert engine.requests[1].seed != engine.requests[2].seed
-    assert [message["content"] for message in chat.messages[::2]] == ["first", "third"]
+    assert [question for question, _ in chat.turns] == ["first", "third"]
     assert "nothing was asked yet" in capsys.readouterr().out
+
+
+def test_an_answer_that_says_nothing_is_no_part_of_the_history_and_takes_none_away(monkeypatch, capsys):
+    engine = FakeEngine()
+    submit, answers = engine.submit, iter(["one", "", "", "two", ""])
+
+    def submit_next(request):
+        engine.answer = next(answers)
+        return submit(request)
+
+    engine.submit = submit_next
+    type_lines(monkeypatch, "A", "B", "/retry", "/retry", "/retry", "/undo", "/undo", "/undo")
+    chat = chat_with(engine)
+    chat_cli.converse(chat)
+    asked = [text_of(request.prompt) for request in engine.requests]
+    assert all("B" in prompt for prompt in asked[1:]) and len(set(asked[1:])) == 1
+    out = capsys.readouterr().out
+    assert "the answer before stays" in out and out.count("taken back: B") == out.count("taken back: A") == 1
+    assert chat.turns == []
 
 
 def test_sampling_is_set_by_commands_and_nonsense_changes_nothing(monkeypatch, capsys):
@@ -302,7 +321,13 @@ def test_chat_web_has_one_replica_without_several_gpus():
         chat_web.replica_devices(torch.device("cpu"), 2)
 
 
-@pytest.mark.parametrize("arguments", [["-n", "0"], ["-t", "3"], ["-k", "201"], ["-m", "4097"], ["-p", "70000"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["-n", "0"], ["-t", "3"], ["-k", "201"], ["-m", "4097"], ["-p", "70000"], ["--api-key", " k"]),
+        *(["--cors", origin] for origin in ("http://", "http://[x", "https://a b", "example.com", "https://a/b", "*")),
+    ],
+)
 def test_chat_web_refuses_settings_out_of_bounds(arguments, capsys):
     with pytest.raises(SystemExit):
         chat_web.parse_args(arguments)

@@ -551,10 +551,13 @@ def test_a_call_that_ends_the_beginning_is_carried_out_and_another_result_is_tak
     assert not any(event.forced for event in events), "the model goes on from a result that is not the tool's"
 
 
-def test_a_beginning_that_is_longer_than_the_context_loses_its_own(model):
-    prefix = list(b"abcdefghij" * 20)
-    events = list(Engine(model, TOKENIZER).stream(Request([TOKENIZER.bos, *b"hi"], max_tokens=4, prefix=prefix)))
-    assert events[0].dropped == 1 and 1 <= len(events) <= 5
-    assert "".join(event.text for event in events).startswith("abcdefghij" * 20)
+def test_a_beginning_must_leave_room_for_a_token(model):
+    machine, prompt = Engine(model, TOKENIZER), [TOKENIZER.bos, *b"hi"]
+    (event,) = machine.stream(Request(prompt, max_tokens=4, prefix=list(b"x" * (T - 4))))
+    assert event.finish in ("length", "stop") and event.dropped == 0 and event.prompt_tokens == 3
+    with pytest.raises(ValueError, match="room for 61 of 64, and one must be left"):
+        machine.submit(Request(prompt, prefix=list(b"x" * (T - 3))))
     with pytest.raises(ValueError, match="a token of the prompt is"):
-        Engine(model, TOKENIZER).submit(Request([TOKENIZER.bos], prefix=[TOKENIZER.vocab_size]))
+        machine.submit(Request(prompt, prefix=[TOKENIZER.vocab_size]))
+    long = list(machine.stream(Request([TOKENIZER.bos] * 200, max_tokens=40, prefix=list(b"abc"))))
+    assert long[0].dropped and long[0].prompt_tokens == T // 2 and len(long) <= T // 2 - 3
