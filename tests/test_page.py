@@ -166,7 +166,7 @@ def test_a_conversation_of_three_turns_is_kept_over_a_reload(page):
         ask(page, text)
     assert questions(page) == ["one", "two", "three"]
     assert answers(page) == ["So: one", "So: two", "So: three"]
-    assert re.search(r"\d+ tokens · \d+ tokens/s", page.locator(".rate").last.inner_text())
+    assert page.locator(".rate").last.inner_text() == "9 tokens"
     page.reload()
     page.locator(".assistant").nth(2).wait_for()
     assert answers(page) == ["So: one", "So: two", "So: three"]
@@ -177,12 +177,13 @@ def test_a_conversation_of_three_turns_is_kept_over_a_reload(page):
 def test_an_answer_is_seen_while_it_is_written_and_stops_when_told_to(page, server):
     server[1].pause = 0.01
     send(page, "long")
-    sync_api.expect(page.locator(".writing .body")).to_contain_text("word word")
+    sync_api.expect(page.locator(".writing .body")).to_contain_text("word " * 12)
     page.keyboard.press("Escape")
     settle(page)
     said = answers(page)[0]
     assert said.startswith("word word") and len(said) < 900
-    assert page.locator(".note").inner_text() == "Stopped."
+    assert page.locator(".note:visible").inner_text() == "Stopped."
+    assert re.fullmatch(r"\d+ tokens · \d+ tokens/s", page.locator(".rate").inner_text())
     server[1].pause = 0.0
     ask(page, "next")
     assert answers(page)[1] == "So: next"
@@ -303,7 +304,7 @@ def test_two_tabs_at_once_keep_their_own_and_see_each_other(context, server):
 def test_the_microscope_shows_tokens_and_goes_on_from_another(page):
     ask(page, "sum")
     page.click("#microscope")
-    tokens = page.locator(".token")
+    tokens = page.locator("#turns .token")
     texts = tokens.all_inner_texts()
     assert texts[:6] == ["I", "t", "·", "i", "s", "·"]
     assert texts[6:] == [
@@ -317,7 +318,7 @@ def test_the_microscope_shows_tokens_and_goes_on_from_another(page):
         "output_end",
         "assistant_end",
     ]
-    assert page.locator(".token.forced").all_inner_texts() == ["output_start", "5", "output_end"]
+    assert page.locator("#turns .token.forced").all_inner_texts() == ["output_start", "5", "output_end"]
     tokens.nth(1).click()
     panel = page.get_by_role("region", name="Token")
     assert f"id {ord('t')}" in panel.inner_text() and "token 2 of 15" in panel.inner_text()
@@ -334,14 +335,33 @@ def test_the_microscope_shows_tokens_and_goes_on_from_another(page):
     chosen = other.locator("code").inner_text()
     other.click()
     settle(page)
-    texts = page.locator(".token").all_inner_texts()
+    texts = page.locator("#turns .token").all_inner_texts()
     assert texts[:2] == ["I", chosen] and texts[2:] == ["+", "+", "+", "assistant_end"]
-    assert page.locator(".token.chosen").all_inner_texts() == [chosen]
+    assert page.locator("#turns .token.chosen").all_inner_texts() == [chosen]
     assert "2/2" in page.locator(".assistant .actions").inner_text()
     page.click("#microscope")
     assert page.locator(".assistant .body").inner_text().endswith("+++")
     button(page, "The one before", ".assistant").click()
     assert page.locator(".tool .result").inner_text() == "5", "the first answer is still there"
+
+
+def test_going_on_from_another_token_again_and_again(page, server):
+    """The microscope is on while the answers are written, and the panel closes as the answer changes."""
+    page.click("#microscope")
+    server[1].pause = 0.01
+    ask(page, "hello there")
+    for turn in range(2, 5):
+        page.locator("#turns .token").nth(turn).click()
+        page.get_by_role("region", name="Token").locator("button[aria-label^='Go on from']").first.click()
+        sync_api.expect(page.locator(".assistant .actions")).to_contain_text(f"{turn}/{turn}")
+        assert page.locator("#turns .token.chosen").count() == turn - 1
+    server[1].pause = 0.0
+    sync_api.expect(page.locator("#turns .token.chosen").last).to_be_focused()
+    page.locator("#turns .token").first.click()
+    page.keyboard.press("End")
+    assert "ended its turn" in page.get_by_role("region", name="Token").inner_text()
+    token, panel = (page.locator(each).bounding_box() for each in ("#turns .token[aria-expanded=true]", ".panel"))
+    assert panel["y"] >= token["y"] + token["height"] - 1, "what is looked at can be seen"
 
 
 def test_an_answer_cut_off_goes_on_where_it_was(page):
@@ -351,7 +371,7 @@ def test_an_answer_cut_off_goes_on_where_it_was(page):
     page.fill("#max_tokens", "7")
     page.get_by_role("button", name="Done").click()
     ask(page, "cut me")
-    assert answers(page) == ["So: cut"] and "Cut off" in page.locator(".note").inner_text()
+    assert answers(page) == ["So: cut"] and "Cut off" in page.locator(".note:visible").inner_text()
     button(page, "Go on").click()
     settle(page)
     assert answers(page) == ["So: cut+++"] and page.locator(".assistant").count() == 1
@@ -423,11 +443,178 @@ def test_a_server_that_is_gone_is_told_and_nothing_is_lost(context, server):
 def test_a_conversation_that_is_too_long_says_what_the_model_did_not_see(page):
     for i in range(4):
         ask(page, f"{'x' * 200}{i}")
-    assert "did not see them" in page.locator(".note.wide").last.inner_text()
+    order = page.locator("#turns > *").evaluate_all("nodes => nodes.map(node => node.className.split(' ').pop())")
+    assert order == ["user", "assistant"] * 2 + ["wide"] + ["user", "assistant"] * 2, (
+        "one line, where its memory begins"
+    )
+    assert "did not see" in page.locator(".note.wide").inner_text()
     page.fill("#input", "y" * 8001)
-    assert page.locator("#send").is_disabled() and "8001 characters" in page.locator("#hint").inner_text()
+    assert page.locator("#send").is_disabled() and "8001 characters" in page.locator("#too-long").inner_text()
     page.fill("#input", "short")
     assert page.locator("#send").is_enabled() and "small model" in page.locator("#hint").inner_text()
+
+
+def test_one_conversation_in_two_tabs_is_written_by_one_at_a_time(context, server):
+    first, second = open_page(context, server[0]), open_page(context, server[0])
+    ask(first, "one")
+    server[1].pause = 0.01
+    send(first, "long")
+    first.locator(".writing").wait_for()
+    second.goto(first.url)
+    sync_api.expect(second.get_by_text("Another tab is writing")).to_be_visible(timeout=10_000)
+    assert second.locator("#send").is_disabled()
+    assert all(button.is_disabled() for button in second.get_by_role("button", name="Regenerate").all())
+    first.keyboard.press("Escape")
+    settle(first)
+    said = answers(first)[1]
+    sync_api.expect(second.locator(".assistant .body").nth(1)).to_have_text(said.rstrip())
+    send(first, "long")
+    first.locator(".writing").wait_for()
+    second.get_by_role("button", name="Delete one").click()
+    second.get_by_role("button", name="Delete one").click()
+    sync_api.expect(first.locator("#welcome")).to_be_visible()
+    server[1].pause = 0.0
+    first.reload()
+    sync_api.expect(first.locator("#conversations li")).to_have_count(0)
+    assert first.problems == second.problems == []
+
+
+def test_a_question_that_was_not_answered_can_be_asked_again(page, server):
+    server[1].gate.clear()
+    send(page, "one")
+    page.locator(".writing").wait_for()
+    page.wait_for_timeout(200)
+    page.reload()
+    server[1].gate.set()
+    page.get_by_role("button", name="Try again").click()
+    settle(page)
+    assert (questions(page), answers(page)) == (["one"], ["So: one"])
+    page.locator(".user").hover()
+    button(page, "Edit", ".user").click()
+    page.get_by_label("Edit the message").press("Enter")
+    settle(page)
+    assert questions(page) == ["one"] and "2/2" in page.locator(".assistant .actions").inner_text()
+
+
+def test_the_focus_stays_where_one_goes_on(page):
+    def focused():
+        return page.evaluate("document.activeElement.ariaLabel || document.activeElement.id")
+
+    page.get_by_role("button", name="Who are you?").click()
+    settle(page)
+    assert focused() == "Message"
+    button(page, "Regenerate").click()
+    settle(page)
+    assert focused() == "Message"
+    button(page, "The one before").click()
+    assert focused() == "The one after", "the one before cannot be used any more"
+    page.locator(".user").hover()
+    button(page, "Edit", ".user").click()
+    page.keyboard.press("Escape")
+    assert focused() == "Edit"
+    page.locator("#skip").focus()
+    page.keyboard.press("Enter")
+    assert focused() == "Message" and len(answers(page)) == 1
+
+
+def test_what_is_there_is_not_touched_while_an_answer_is_written(page, server):
+    ask(page, "markdown")
+    page.evaluate("window.kept = [...document.querySelectorAll('#turns article')]")
+    server[1].pause = 0.005
+    send(page, "long")
+    page.locator(".writing").wait_for()
+    page.locator(".user .body").first.click(click_count=3)
+    settle(page)
+    server[1].pause = 0.0
+    assert page.evaluate("window.kept.every((node, i) => node === document.querySelectorAll('#turns article')[i])")
+    assert page.evaluate("getSelection().toString().trim()") == "markdown"
+    sync_api.expect(page.locator("#announcer")).to_contain_text("nanochat: word word")
+
+
+def test_a_key_is_asked_for_and_a_wrong_one_told(context):
+    model = random_model(small_config(TOKENIZER.vocab_size, sequence_len=128), seed=5)
+    workers = [EngineWorker(ScriptedEngine(model, TOKENIZER))]
+    with serving(workers, TOKENIZER, 128, model_name="locked", api_key="right") as (address, _):
+        page = context.new_page()
+        page.goto(address)
+        note = page.locator("#key-note")
+        sync_api.expect(note).to_contain_text("wants an API key")
+        for key, says in (("wrong", "refused this API key"), ("right", None)):
+            page.fill("#key", key)
+            page.press("#key", "Tab")
+            if says:
+                sync_api.expect(note).to_contain_text(says)
+        sync_api.expect(page.locator("#model")).to_have_text("locked")
+        page.get_by_role("button", name="Done").click()
+        ask(page, "hi")
+        assert answers(page) == ["So: hi"]
+
+
+def test_a_browser_that_keeps_nothing_says_so_and_works(browser, server):
+    context = browser.new_context()
+    context.add_init_script("indexedDB.open = () => { throw new Error('forbidden') }")
+    page = open_page(context, server[0])
+    sync_api.expect(page.locator("#kept")).to_contain_text("keeps nothing")
+    ask(page, "one")
+    ask(page, "two")
+    assert answers(page) == ["So: one", "So: two"] and page.locator("#conversations li").count() == 1
+    assert page.problems == []
+    context.close()
+
+
+RENDER = """async ([text, what]) => {
+    const { render } = await import("/ui/markdown.js");
+    const box = document.createElement("div");
+    box.append(render([{ type: "text", text }]));
+    return what === "count" ? box.querySelectorAll("*").length : what === "text" ? box.textContent
+        : [...box.querySelectorAll(what)].map((node) => node.textContent);
+}"""
+
+
+@pytest.mark.parametrize(
+    "text, selector, expected",
+    [
+        ("***both***", "strong em", ["both"]),
+        ("日本**太字**です", "strong", ["太字"]),
+        ("2*3*4 and 2**3**4 and snake_case_name", "em, strong", []),
+        ("**open and `code ** here` then", "strong", []),
+        ("a\\*b\\* `c`", "em", []),
+        ("1. x\n   ```\n   code\n   ```", "pre code", ["code"]),
+        ("- a\r\n- b", "li", ["a", "b"]),
+        ("- a\n\n- b\n\n  more", "li", ["a", "bmore"]),
+        ("```py\nnever closed", "pre code", ["never closed"]),
+        ('see [x](https://e.com/a_(b) "t") and https://e.com/a_(b).', "a", ["x", "https://e.com/a_(b)"]),
+        ("![i](https://e.com/i.png)", "a", ["i"]),
+        ("[https://bank.com](https://evil.com/)", "a", ["https://evil.com/"]),
+        ("[x](javascript:alert(1))", "a", []),
+        ("|a|b|\n|-|-|\n|`x|y`|1\\|2|3|", "td", ["x|y", "1|2", "3"]),
+        ("|a\n|-\n|b", "td", ["b"]),
+        ("> a\n> > b", "blockquote blockquote", ["b"]),
+        ("# one\n## two ##", "h3, h4", ["one", "two"]),
+        ("\ufdd00\ufdd1 [\ufdd07\ufdd1](https://e.com)", ".tool", []),
+    ],
+)
+def test_markdown_as_models_write_it(page, text, selector, expected):
+    assert page.evaluate(RENDER, [text, selector]) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "|a" * 8000 + "\n" + "|-" * 8000 + "\n" + "|b\n" * 8000,
+        "- a\n" + "\n" * 16000 + "  b",
+        "``` " + " " * 16000 + "`",
+        "a|\n-" + " " * 16000 + "x",
+        "> " * 8000 + "deep",
+        "* " * 8000,
+        "**a " * 4000,
+        "`" * 16000 + "x",
+        "[" * 16000,
+        "# " + " #" * 8000 + "x",
+    ],
+)
+def test_no_text_makes_more_elements_than_it_has_characters(page, text):
+    assert page.evaluate(RENDER, [text, "count"]) <= len(text)
 
 
 def test_conversations_are_deleted_only_at_the_second_click(page):
@@ -466,7 +653,7 @@ def test_by_keyboard_alone(page):
 def test_everything_that_can_be_used_has_a_name(page):
     ask(page, "markdown")
     page.click("#microscope")
-    page.locator(".token").first.click()
+    page.locator("#turns .token").first.click()
     page.click("#open-settings")
     nameless = """nodes => nodes.filter(node => !(node.ariaLabel || node.textContent.trim() || node.labels?.length))
         .map(node => node.outerHTML)"""
@@ -479,13 +666,24 @@ def test_everything_that_can_be_used_has_a_name(page):
 def test_a_phone_has_a_drawer_and_no_sideways_scrolling(browser, server):
     context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
     page = open_page(context, server[0])
-    ask(page, "markdown")
+    page.fill("#input", "markdown")
+    page.press("#input", "Enter")  # breaks the line: there is no Shift on a phone
+    assert page.locator("#input").input_value() == "markdown\n"
+    page.tap("#send")
+    settle(page)
     page.tap("#microscope")
-    page.locator(".token").first.tap()
+    page.locator("#turns .token").first.tap()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator(".bar").first.bounding_box()["width"] > 30
+    page.tap("#open-settings")
+    for part in ("#settings .solid", "#settings output >> nth=0", "#system"):
+        box = page.locator(part).bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360, part
+    page.get_by_role("button", name="Done").tap()
     assert not page.get_by_role("navigation").is_visible()
     page.tap("#menu")
     assert page.get_by_role("link", name="markdown").is_visible()
+    assert page.locator("main").evaluate("main => main.inert"), "behind the veil nothing has the focus"
     page.tap("#new")
     assert not page.get_by_role("navigation").is_visible() and page.locator("#welcome").is_visible()
     assert page.problems == []

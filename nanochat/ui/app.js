@@ -2,26 +2,34 @@
 // What the model says is only ever set as text: it cannot become markup, and the policy of the page forbids it, too.
 
 import { health, stats } from "./client.js";
-import { COMMANDS, matching, run } from "./commands.js";
+import { matching, run } from "./commands.js";
 import * as conversation from "./conversation.js";
 import { el } from "./dom.js";
+import { closePanel } from "./microscope.js";
 import { wire } from "./settings.js";
 import * as store from "./store.js";
-import { editor, fill, turn } from "./turns.js";
+import { textOf, Turn } from "./turns.js";
 
 const $ = (id) => document.getElementById(id);
 const scroller = $("scroller"), turns = $("turns"), input = $("input");
-const wide = matchMedia("(min-width: 64rem)");
+const wide = matchMedia("(min-width: 64rem)"), coarse = matchMedia("(pointer: coarse)");
+const NEWS = 6000; // ms for which another tab is taken to be writing
+const LOOK_AFTER = 15000, LOOK_AGAIN = 2000; // ms between looks at a server that is there, and at one that is gone
 
 let state = conversation.create();
 let limits = { messages: 500, message_characters: 8000, conversation_characters: 32000 };
+let views = new Map(); // message id -> Turn
+let closeEditor = null;
+const elsewhere = new Map(); // conversation id -> when another tab was last heard to write it
 
 const app = {
   defaults: { temperature: 0.8, top_k: 50, top_p: 1, max_tokens: 512 },
+  longest: () => limits.message_characters,
   system: () => state.conversation.system,
   setSystem(text) {
     state.conversation.system = text.trim().slice(0, limits.message_characters);
     if (state.messages.size) store.save(state.conversation, []);
+    render();
   },
   keyChanged: () => introduce(),
   newChat,
@@ -30,110 +38,194 @@ const app = {
 // ---- what is seen
 
 const atEnd = () => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 60;
-const say = (text) => { $("status").textContent = text; };
+const busyElsewhere = () => Date.now() - (elsewhere.get(state.conversation.id) ?? 0) < NEWS;
+const busy = () => Boolean(conversation.runningIn(state)) || busyElsewhere();
 
-function articleOf(message) {
-  return [...turns.children].find((node) => node.dataset.id === message.id);
+let watching = false, told = ""; // a server that is gone; what was said last
+function say(text) {
+  if (watching && !text) text = "The server is gone. Waiting for it to come back.";
+  if (text !== told) $("status").textContent = told = text;
 }
 
-/** Everything anew; the view stays where it is, or at the end if it was there. */
+/** What changed of the conversation; the view stays where it is, or at the end if it was there. */
 function render({ toEnd = atEnd() } = {}) {
-  const shown = conversation.path(state), run = conversation.runningIn(state);
-  const focused = { id: document.activeElement?.closest?.(".turn")?.dataset.id, label: document.activeElement?.ariaLabel };
-  const options = { microscope: store.settings().microscope, busy: Boolean(run), on };
+  const shown = conversation.path(state), running = conversation.runningIn(state);
+  const microscope = Boolean(store.settings().microscope);
+  const before = views;
+  views = new Map();
   const nodes = shown.map((message) => {
     const all = conversation.siblings(state, message.parent);
-    return turn(message, { index: all.indexOf(message), count: all.length }, { ...options, writing: run?.message === message });
+    const view = before.get(message.id) ?? new Turn(message, on);
+    view.update(message, { index: all.indexOf(message), count: all.length }, { microscope, busy: busy(), writing: running?.message === message });
+    views.set(message.id, view);
+    return view.node;
   });
-  if (state.trouble) nodes.push(troubleNote(state.trouble));
-  if (state.remark) nodes.push(el("p", { class: "note remark", text: state.remark, role: "status" }));
-  turns.replaceChildren(...nodes);
-  if (focused.id && focused.label) turns.querySelector(`[data-id="${focused.id}"] [aria-label="${CSS.escape(focused.label)}"]`)?.focus();
+  nodes.push(...notes(shown, nodes, running));
+  if (state.conversation.system) nodes.unshift(el("p", { class: "note system", dir: "auto", title: state.conversation.system, text: `System prompt: ${state.conversation.system}` }));
+  place(nodes);
   $("welcome").hidden = shown.length > 0 || Boolean(state.remark);
-  turns.setAttribute("aria-busy", String(Boolean(run)));
+  turns.setAttribute("aria-busy", String(Boolean(running)));
+  document.title = state.conversation.title ? `${state.conversation.title} · nanochat` : "nanochat";
+  $("legend").hidden = !microscope || !shown.length;
+  $("microscope").setAttribute("aria-pressed", String(microscope));
   if (toEnd) scroller.scrollTop = scroller.scrollHeight;
   controls();
 }
 
-function troubleNote({ kind, text, again }) {
-  const retry = el("button", { class: "quiet", text: "Try again", onclick: () => write(again.question, again) });
-  return el("p", { class: kind === "stopped" ? "note" : "note error", role: "alert" }, el("span", { text }), retry);
+/** The children of the conversation become these; who stays is not moved. */
+function place(nodes) {
+  const staying = new Set(nodes);
+  for (const child of [...turns.children]) if (!staying.has(child)) child.remove();
+  nodes.forEach((node, index) => { if (turns.children[index] !== node) turns.insertBefore(node, turns.children[index] ?? null); });
 }
 
-/** What of the page follows from the state: buttons, the size of the box, hints on commands. */
+/** What stands beside the turns: what the model could not see, what went wrong, what a command said. */
+function notes(shown, nodes, running) {
+  const last = shown.findLast((message) => message.role === "assistant" && message !== running?.message);
+  if (last?.dropped) {
+    // Turns are dropped whole, in twos; an odd one is a question of which only the end was read.
+    const odd = last.dropped % 2 === 1;
+    const text = odd ? "Too long: the model saw only the end of this message." : "Too long: what stands above the model did not see.";
+    const at = Math.min(odd ? last.dropped - 1 : last.dropped, shown.indexOf(last) - 1);
+    nodes.splice(Math.max(0, at), 0, el("p", { class: "note wide", text }));
+  }
+  const made = [];
+  const open = shown.at(-1)?.role === "user" && !running && !busyElsewhere();
+  const trouble = state.trouble ?? (open ? { kind: "stopped", text: "Not answered.", again: { question: shown.at(-1) } } : null);
+  if (trouble && !running) {
+    const retry = el("button", { class: "quiet", text: "Try again", onclick: () => write(trouble.again.question, trouble.again) });
+    made.push(el("p", { class: trouble.kind === "stopped" ? "note" : "note error", role: "alert" }, el("span", { text: trouble.text }), retry));
+  }
+  if (busyElsewhere() && !running) made.push(el("p", { class: "note", text: "Another tab is writing in this conversation." }));
+  if (state.remark) made.push(el("p", { class: "note remark", text: state.remark, role: "status" }));
+  return made;
+}
+
+/** What of the page follows from what is typed: buttons, the size of the box, hints on commands. */
 function controls() {
   const running = Boolean(conversation.runningIn(state));
   const text = input.value, tooLong = text.length > limits.message_characters;
   $("send").hidden = running;
   $("stop").hidden = !running;
-  $("send").disabled = !text.trim() || tooLong;
-  $("hint").classList.toggle("error", tooLong);
-  if (tooLong) $("hint").textContent = `${text.length} characters: a message may have ${limits.message_characters}.`;
-  else if ($("hint").classList.length > 1 || !$("hint").querySelector(".keys")) $("hint").replaceChildren(...hint.map((node) => node.cloneNode(true)));
-  const lines = /^\/[a-z]*$/i.test(text) || Object.hasOwn(COMMANDS, text.split(/\s/)[0]) ? matching(text) : [];
-  $("commands").hidden = !lines.length;
-  $("commands").replaceChildren(...lines.map((line) => el("li", { text: line })));
+  $("send").disabled = !text.trim() || tooLong || busyElsewhere();
+  $("hint").hidden = tooLong;
+  $("too-long").hidden = !tooLong;
+  $("too-long").textContent = tooLong ? `${text.length} characters: a message may have ${limits.message_characters}.` : "";
+  const found = matching(text);
+  $("commands").hidden = !found.length;
+  $("commands").replaceChildren(...found.map(({ name, line }) => el("li", {}, el("button", { text: line, onclick: () => complete(name) }))));
   input.style.height = "auto";
   input.style.height = `${input.scrollHeight}px`;
 }
-const hint = [...$("hint").childNodes];
+
+function complete(name) {
+  input.value = `${name} `;
+  input.focus();
+  controls();
+}
 
 let frame = 0;
-function grow(message) {
+function grow() {
   frame ||= requestAnimationFrame(() => {
     frame = 0;
-    const article = articleOf(message);
-    if (!article) return;
+    const message = conversation.runningIn(state)?.message;
+    if (!message || !views.has(message.id)) return;
     const follow = atEnd();
-    fill(article.querySelector(".body"), message, { microscope: store.settings().microscope });
+    views.get(message.id).fill(Boolean(store.settings().microscope));
     if (follow) scroller.scrollTop = scroller.scrollHeight;
   });
 }
 
+// ---- the drawer
+
+const entries = new Map(); // conversation id -> {item, link, remove}: an entry keeps its elements
+
 async function drawer() {
   const all = await store.list();
-  $("conversations").replaceChildren(...all.map((each) => {
-    const remove = el("button", { class: "icon small", text: "×", "aria-label": `Delete ${each.title}`, title: "Delete" });
-    remove.addEventListener("click", async () => {
-      if (remove.textContent === "×") {
-        remove.textContent = "Delete?";
-        setTimeout(() => { remove.textContent = "×"; }, 3000);
-        return;
-      }
-      conversation.stop({ conversation: each });
-      await store.remove(each.id);
-      if (each.id === state.conversation.id) newChat();
-      drawer();
-    });
-    const current = each.id === state.conversation.id ? "page" : undefined;
-    return el("li", {}, el("a", { href: `#${each.id}`, text: each.title, "aria-current": current, onclick: () => showDrawer(false) }), remove);
-  }));
+  for (const id of [...entries.keys()]) {
+    if (all.some((each) => each.id === id)) continue;
+    const { item } = entries.get(id);
+    if (item.contains(document.activeElement)) $("new").focus();
+    item.remove();
+    entries.delete(id);
+  }
+  all.forEach((each, index) => {
+    if (!entries.has(each.id)) entries.set(each.id, entry(each));
+    const { item, link } = entries.get(each.id);
+    if (each.id === state.conversation.id) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+    const list = $("conversations");
+    if (list.children[index] !== item && !item.contains(document.activeElement)) list.insertBefore(item, list.children[index] ?? null);
+  });
+  $("kept").textContent = await store.kept();
+}
+
+function entry(each) {
+  const { id, title } = each;
+  const link = el("a", { href: `#${id}`, text: title, title, dir: "auto", onclick: () => showDrawer(false) });
+  const remove = el("button", { class: "icon small", text: "×", "aria-label": `Delete ${title}`, title: "Delete" });
+  remove.addEventListener("click", () => {
+    if (remove.classList.contains("error")) return erase(each);
+    Object.assign(remove, { textContent: "Delete?", ariaLabel: `Delete ${title}? Once more` });
+    remove.classList.add("error");
+    setTimeout(() => {
+      Object.assign(remove, { textContent: "×", ariaLabel: `Delete ${title}` });
+      remove.classList.remove("error");
+    }, 3000);
+  });
+  return { item: el("li", {}, link, remove), link };
+}
+
+async function erase({ id }) {
+  const own = id === state.conversation.id ? state : conversation.stateOf(id);
+  if (own) conversation.forget(own);
+  await store.remove(id);
+  if (id === state.conversation.id) newChat();
+  drawer();
 }
 
 function showDrawer(open) {
   const shown = wide.matches ? store.settings().drawer !== false : open;
+  const over = shown && !wide.matches;
   document.body.classList.toggle("drawer", shown);
   $("drawer").inert = !shown;
-  $("veil").hidden = wide.matches || !shown;
+  for (const part of document.querySelectorAll("header, main, footer")) part.inert = over;
+  $("veil").hidden = !over;
   $("menu").setAttribute("aria-expanded", String(shown));
+  if (over) $("new").focus();
 }
 
 // ---- what is done
 
-function write(question, { tokens = [], into = null } = {}) {
+/** Have a question answered. after: what has the focus then, in place of the box. */
+function write(question, { tokens = [], into = null, after = null } = {}) {
   const own = state;
+  if (busy()) return say("An answer is being written: Esc stops it.");
+  const inTurns = turns.contains(document.activeElement);
   return conversation.answer(own, question, limits, {
     tokens,
     into,
     say: (text) => { if (own === state) say(text); },
     show(what, failure) {
       if (what === "end" && failure?.kind === "gone") watch();
+      if (what === "end" && failure?.kind === "key") openSettings(failure.message);
       if (own !== state) return what === "end" && drawer();
-      if (what === "grow") return grow(conversation.runningIn(own).message);
+      if (what === "grow") return grow();
       render({ toEnd: what === "begin" || atEnd() });
       drawer();
+      if (what === "begin" && inTurns) $("stop").focus();
+      if (what === "end") ended(own, failure, after);
     },
   });
+}
+
+/** Tell those who do not see it, and put the focus where one goes on. */
+function ended(own, failure, after) {
+  const last = conversation.path(own).at(-1);
+  $("announcer").textContent = failure ? "" : `nanochat: ${last.role === "assistant" ? textOf(last).slice(0, 1000) : ""}`;
+  if (document.activeElement !== document.body && document.activeElement !== $("stop")) return;
+  const place = after?.() ?? (coarse.matches ? null : input);
+  place?.focus();
 }
 
 function askNew(text) {
@@ -146,30 +238,33 @@ function askNew(text) {
 
 const on = {
   edit(message) {
-    const article = articleOf(message);
-    const { node, focus } = editor(message, (text) => {
-      if (text === null) return render();
-      write(conversation.addQuestion(state, message.parent, text));
+    closeEditor?.();
+    const view = views.get(message.id);
+    closeEditor = view.edit((text) => {
+      closeEditor = null;
+      if (text === null) view.focus("Edit");
+      else write(text === message.text ? message : conversation.addQuestion(state, message.parent, text));
     });
-    article.replaceChildren(node);
-    article.classList.add("editing");
-    focus();
   },
   regenerate: (message) => write(state.messages.get(message.parent)),
   proceed: (message) => write(state.messages.get(message.parent), { tokens: message.tokens, into: message }),
   goOn(message, index, other) {
     const chosen = { ...other, forced: false, chosen: true, likeliest: message.tokens[index].likeliest };
-    write(state.messages.get(message.parent), { tokens: [...message.tokens.slice(0, index), chosen] });
+    const after = () => [...turns.querySelectorAll(".token.chosen")].at(-1);
+    write(state.messages.get(message.parent), { tokens: [...message.tokens.slice(0, index), chosen], after });
   },
-  choose(message, index) {
-    conversation.choose(state, conversation.siblings(state, message.parent)[index]);
+  choose(message, index, label) {
+    const other = conversation.siblings(state, message.parent)[index];
+    conversation.choose(state, other);
     render({ toEnd: false });
+    views.get(other.id).focus(label);
   },
 };
 
 function newChat() {
   state = conversation.create();
   history.pushState(null, "", location.pathname + location.search);
+  say("");
   showDrawer(false);
   render();
   drawer();
@@ -178,10 +273,8 @@ function newChat() {
 
 async function openFromAddress() {
   const id = location.hash.slice(1);
-  if (id === state.conversation.id) return;
-  if (!id && !state.messages.size) return;
-  state = conversation.stateOf(id) ?? (id && await conversation.open(id)) ?? conversation.create();
-  if (!state.messages) state = conversation.create();
+  if (id === state.conversation.id || (!id && !state.messages.size) || (id && !/^[0-9a-f]{20}$/.test(id))) return;
+  state = conversation.stateOf(id) ?? ((id && (await conversation.open(id))) || conversation.create());
   say("");
   render({ toEnd: true });
   drawer();
@@ -189,7 +282,8 @@ async function openFromAddress() {
 
 function submit() {
   const text = input.value.trim();
-  if (!text || conversation.runningIn(state) || input.value.length > limits.message_characters) return;
+  if (!text || input.value.length > limits.message_characters) return;
+  if (busy()) return say("An answer is being written: Esc stops it.");
   const remark = text.startsWith("/") ? run(text, app) : null;
   input.value = "";
   if (remark === null) return askNew(text);
@@ -205,22 +299,23 @@ async function introduce() {
     Object.assign(app.defaults, found.defaults);
     limits = found.limits;
     $("model").textContent = found.model;
+    if (state.trouble?.kind === "key") state.trouble = null;
+    render();
     say("");
   } catch (error) {
     say(error.message);
-    if (error.kind === "key") openSettings("key");
+    if (error.kind === "key") openSettings(error.message);
     else watch();
   }
 }
 
-let watching = false;
 /** Look after a server that is gone until it is back. */
 async function watch() {
   if (watching) return;
-  watching = true;
   for (let status; (status = await health()) !== "ok"; ) {
-    say(status === "starting" ? "The model is getting ready." : "The server is gone. Waiting for it to come back.");
-    await new Promise((resolve) => setTimeout(resolve, 2000));
+    watching = true;
+    say(status === "starting" ? "The model is getting ready." : "");
+    await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN));
   }
   watching = false;
   say("");
@@ -230,21 +325,31 @@ async function watch() {
 // ---- hands and keys
 
 const openSettings = wire(app);
+$("skip").addEventListener("click", (event) => {
+  event.preventDefault(); // the address names the conversation
+  input.focus();
+});
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   submit();
 });
 input.addEventListener("input", controls);
 input.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !coarse.matches) {
     event.preventDefault();
     submit();
-  } else if (event.key === "ArrowUp" && !input.value && !conversation.runningIn(state)) {
+  } else if (event.key === "Tab" && !event.shiftKey && /^\/\S*$/.test(input.value) && matching(input.value).length) {
+    event.preventDefault();
+    complete(matching(input.value)[0].name);
+  } else if (event.key === "ArrowUp" && !input.value && !busy()) {
     const last = conversation.path(state).findLast((message) => message.role === "user");
     if (last) {
       event.preventDefault();
       on.edit(last);
     }
+  } else if (event.key === "PageUp" || event.key === "PageDown") {
+    event.preventDefault();
+    scroller.scrollBy({ top: (event.key === "PageUp" ? -0.85 : 0.85) * scroller.clientHeight });
   }
 });
 document.addEventListener("keydown", (event) => {
@@ -252,12 +357,13 @@ document.addEventListener("keydown", (event) => {
   if (!wide.matches && document.body.classList.contains("drawer")) {
     showDrawer(false);
     $("menu").focus();
-  } else conversation.stop(state);
+  } else if (conversation.runningIn(state)) conversation.stop(state);
+  else if (!closePanel() && state.remark) {
+    state.remark = "";
+    render();
+  }
 });
-$("stop").addEventListener("click", () => {
-  conversation.stop(state);
-  input.focus();
-});
+$("stop").addEventListener("click", () => conversation.stop(state));
 $("new").addEventListener("click", newChat);
 $("menu").addEventListener("click", () => {
   if (wide.matches) store.change({ drawer: store.settings().drawer === false });
@@ -267,27 +373,40 @@ $("veil").addEventListener("click", () => showDrawer(false));
 wide.addEventListener("change", () => showDrawer(false));
 $("microscope").addEventListener("click", () => {
   store.change({ microscope: !store.settings().microscope });
-  $("microscope").setAttribute("aria-pressed", String(store.settings().microscope));
   render();
 });
 $("suggestions").addEventListener("click", (event) => {
-  if (event.target instanceof HTMLButtonElement) askNew(event.target.textContent);
+  if (!(event.target instanceof HTMLButtonElement)) return;
+  if (!coarse.matches) input.focus();
+  askNew(event.target.textContent);
 });
 addEventListener("hashchange", openFromAddress);
 addEventListener("popstate", openFromAddress);
-store.onChange(async (id) => {
+addEventListener("storage", (event) => { if (event.key === "nanochat.settings") render(); });
+addEventListener("pagehide", conversation.saveRunning);
+document.addEventListener("visibilitychange", conversation.saveRunning);
+setInterval(async () => {
+  if (document.visibilityState === "visible" && !watching && (await health()) !== "ok") watch();
+}, LOOK_AFTER);
+
+store.onChange(async ({ id, what }) => {
+  if (what === "writing") elsewhere.set(id, Date.now());
+  else elsewhere.delete(id);
   drawer();
-  if (id !== state.conversation.id || conversation.runningIn(state)) return;
+  if (what === "removed") {
+    const own = id === state.conversation.id ? state : conversation.stateOf(id);
+    if (own) conversation.forget(own);
+  }
+  if (id !== state.conversation.id || (conversation.runningIn(state) && what !== "removed")) return;
+  if (what === "writing") setTimeout(() => { if (id === state.conversation.id) render(); }, NEWS + 100);
   const found = await conversation.open(id);
   if (!found) return newChat();
-  state = found;
+  Object.assign(state, { conversation: found.conversation, messages: found.messages });
   render();
 });
 
-$("microscope").setAttribute("aria-pressed", String(Boolean(store.settings().microscope)));
 showDrawer(false);
 render();
 openFromAddress();
 drawer();
 introduce();
-if (!(await store.keeps())) $("kept").textContent = "This browser keeps nothing: conversations end with the tab.";

@@ -22,7 +22,9 @@ async function refusal(response) {
   const body = await response.json().catch(() => null);
   const message = body?.error?.message ?? `The server answered ${response.status}.`;
   if (response.status === 429) return new Refusal("busy", "The model is busy with others.", Number(response.headers.get("Retry-After")) || 2);
-  if (response.status === 401) return new Refusal("key", "This server wants an API key: give it in the settings.");
+  if (response.status === 401) {
+    return new Refusal("key", settings().key ? "The server refused this API key." : "This server wants an API key: give it in the settings.");
+  }
   return new Refusal(response.status >= 500 ? "gone" : "refused", message);
 }
 

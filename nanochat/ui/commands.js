@@ -26,25 +26,32 @@ export const COMMANDS = {
     run: (text, app) => (text === "none" ? (change({ seed: null }), "Each answer has a new seed.") : number("seed", "Seed", -none, none, true)(text, app)),
   },
   "/system": {
-    takes: "text",
+    takes: "text, or none",
     does: "what the model is told before this conversation",
-    run: (text, app) => (app.setSystem(text), text ? "The system prompt is set." : "There is no system prompt now."),
+    run(text, app) {
+      if (text) app.setSystem(text === "none" ? "" : text);
+      return app.system() ? `The system prompt is: ${app.system()}` : "There is no system prompt.";
+    },
   },
   "/clear": { takes: "", does: "a new conversation", run: (_, app) => (app.newChat(), "") },
-  "/help": { takes: "", does: "this list, and the keys", run: () => `${matching("/").join("\n")}\n\nEnter sends, Shift+Enter breaks the line, Esc stops, ↑ in an empty box edits the last question. In the microscope ← and → move from token to token.` },
+  "/help": { takes: "", does: "this list, and the keys", run: () => `${all()}\n\nEnter sends, Shift+Enter breaks the line, Esc stops, ↑ in an empty box edits the last question. In the microscope ← and → move from token to token.` },
 };
 
-/** The lines of help for what begins like `text`. */
+const line = (name) => `${name}${COMMANDS[name].takes ? ` (${COMMANDS[name].takes})` : ""}: ${COMMANDS[name].does}`;
+
+/** The commands that what is typed may become, as {name, line}. */
 export function matching(text) {
-  const word = text.split(/\s/)[0];
-  const found = Object.entries(COMMANDS).filter(([name]) => (text.includes(" ") ? name === word : name.startsWith(word)));
-  return found.map(([name, { takes, does }]) => `${name}${takes ? ` (${takes})` : ""}: ${does}`);
+  const word = text.split(/\s/)[0].toLowerCase();
+  const names = Object.keys(COMMANDS).filter((name) => (/\s/.test(text) ? name === word : name.startsWith(word)));
+  return text.startsWith("/") ? names.map((name) => ({ name, line: line(name) })) : [];
 }
+
+const all = () => Object.keys(COMMANDS).map(line).join("\n");
 
 /** The remark of a command, or null where the text is none: a line that only begins with a slash is a question. */
 export function run(text, app) {
   const [word, ...rest] = text.split(/\s+/);
-  if (Object.hasOwn(COMMANDS, word)) return COMMANDS[word].run(text.slice(word.length).trim(), app);
-  if (rest.length || !/^\/[a-z]+$/i.test(word)) return null;
-  return `${word} is not a command here.\n${matching("/").join("\n")}`;
+  const name = word.toLowerCase();
+  if (Object.hasOwn(COMMANDS, name)) return COMMANDS[name].run(text.slice(word.length).trim(), app);
+  return rest.length || !/^\/[a-z]+$/.test(name) ? null : `${word} is not a command here.\n${all()}`;
 }

@@ -6,6 +6,7 @@ import { textOf } from "./turns.js";
 
 const PATIENCE = 6; // times that a busy server is asked again
 const SAVE_EVERY = 2000; // ms, of an answer that is being written
+const CHANCE = 250; // ms, below which a speed would be chance
 
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(10)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 
@@ -42,7 +43,7 @@ export function choose(state, message) {
 
 /** A question under `parent`, an answer or null for the first; it is shown from now on. */
 export function addQuestion(state, parent, text) {
-  const message = { id: newId(), conversation: state.conversation.id, parent, role: "user", created: Date.now(), text };
+  const message = { id: newId(), conversation: state.conversation.id, parent, role: "user", created: Date.now(), text, revision: 0 };
   state.messages.set(message.id, message);
   state.conversation.chosen[parent ?? "first"] = message.id;
   state.conversation.title ||= text.slice(0, 80);
@@ -52,7 +53,8 @@ export function addQuestion(state, parent, text) {
 // ---- what is sent
 
 const contentOf = (message) =>
-  message.role === "user" ? message.text : message.parts.some((part) => part.type !== "text") ? message.parts : textOf(message);
+  message.role === "user" ? message.text
+    : message.parts.some((part) => part.type !== "text") ? message.parts.map(({ type, text }) => ({ type, text })) : textOf(message);
 
 const lengthOf = (content) => (typeof content === "string" ? content.length : content.reduce((sum, part) => sum + part.text.length, 0));
 
@@ -78,13 +80,6 @@ export function fitting(system, shown, limits) {
   return { sent, left: first };
 }
 
-function unseen(dropped) {
-  if (!dropped) return "";
-  // Turns are dropped whole, in twos; an odd one is a question of which only the end fits.
-  return dropped % 2 ? "Too long: the model saw only the end of this message."
-    : `The first ${dropped} messages no longer fit: the model did not see them.`;
-}
-
 // ---- answers
 
 const running = new Map(); // conversation id -> {state, message, control}
@@ -92,10 +87,11 @@ const running = new Map(); // conversation id -> {state, message, control}
 export const runningIn = (state) => running.get(state.conversation.id);
 export const stateOf = (id) => running.get(id)?.state;
 
+/** Text goes on; a call of a tool begins anew where its number does. */
 function join(parts, pieces) {
-  for (const { type, text } of pieces) {
-    if (parts.at(-1)?.type === type && text) parts.at(-1).text += text;
-    else parts.push({ type, text });
+  for (const { type, text, index } of pieces) {
+    if (parts.at(-1)?.type === type && parts.at(-1).index === index) parts.at(-1).text += text;
+    else parts.push({ type, text, index });
   }
 }
 
@@ -108,40 +104,46 @@ function pause(seconds, signal) {
 
 /**
  * Have `question` answered. tokens: what the answer begins with; into: the answer to go on with, else a new one.
- * show(what): "begin", "grow" or "end"; say(text): how it stands.
+ * show(what, failure): "begin", "grow" or "end"; say(text): how it stands.
  */
 export async function answer(state, question, limits, { tokens = [], into = null, show, say }) {
   if (runningIn(state)) return;
   const { conversation, messages } = state;
   const before = into && structuredClone(into);
-  const message = into ?? { id: newId(), conversation: conversation.id, parent: question.id, role: "assistant", created: Date.now(), parts: [] };
-  Object.assign(message, { tokens: [...tokens], finish: null, note: "Not finished.", failed: false, unseen: "", rate: 0 });
+  const message = into ?? { id: newId(), conversation: conversation.id, parent: question.id, role: "assistant", created: Date.now(), parts: [], revision: 0 };
+  Object.assign(message, { tokens: [...tokens], finish: null, note: "Not finished.", failed: false, dropped: 0, rate: 0 });
   messages.set(message.id, message);
   const shownBefore = conversation.chosen[question.id];
   conversation.chosen[question.id] = message.id;
   Object.assign(state, { trouble: null, remark: "" });
   const control = new AbortController();
-  running.set(conversation.id, { state, message, control });
+  const save = (which) => state.removed ? null : store.save(conversation, which, running.has(conversation.id));
+  running.set(conversation.id, { state, message, control, save: () => save([message]) });
   const { sent, left } = fitting(conversation.system, path(state, question), limits);
   let failure = null, dropped = left, began = 0, first = 0, saved = Date.now();
+  message.revision += 1;
   show("begin");
   try {
-    await store.save(conversation, [...path(state).filter((other) => other !== message)]);
+    await save(path(state).filter((other) => other !== message));
     for (let attempt = 0; ; attempt++) {
       try {
         for await (const piece of ask(sent, tokens.map((token) => token.id), control.signal)) {
           if (!began) message.parts = []; // the text of the beginning comes again
-          if (!began && piece.tokens.length) first = piece.tokens.length;
+          if (piece.tokens.length && !first) {
+            first = piece.tokens.length;
+            began = performance.now();
+          }
           began ||= performance.now();
           say("");
           join(message.parts, piece.parts);
           message.tokens.push(...piece.tokens);
           message.finish = piece.finish ?? message.finish;
+          message.revision += 1;
           dropped += piece.dropped;
           show("grow");
           if (Date.now() - saved > SAVE_EVERY) {
             saved = Date.now();
-            await store.save(conversation, [message]);
+            await save([message]);
           }
         }
         break;
@@ -156,17 +158,16 @@ export async function answer(state, question, limits, { tokens = [], into = null
     failure = control.signal.aborted ? { kind: "stopped", message: "Stopped." } : error;
   }
   running.delete(conversation.id);
-  say("");
   const written = message.tokens.length - tokens.length;
-  const seconds = (performance.now() - began) / 1000;
-  if (written > first && seconds > 0) message.rate = Math.round((written - first) / seconds);
-  message.unseen = unseen(dropped);
-  message.note = failure ? failure.message : message.finish === "length" ? "Cut off at the length limit." : "";
+  const elapsed = performance.now() - began;
+  if (written > first && elapsed > CHANCE) message.rate = Math.round((1000 * (written - first)) / elapsed);
+  message.dropped = dropped;
+  message.note = failure ? failure.message : message.finish === "length" ? "Cut off at the length limit." : message.parts.length ? "" : "The model said nothing.";
   message.failed = Boolean(failure && failure.kind !== "stopped");
-  if (!failure && !message.parts.length) message.note = "The model said nothing.";
+  message.revision += 1;
   if (failure && !began) {
     // Nothing came: the question stays, to be asked again.
-    if (before) messages.set(message.id, Object.assign(message, before));
+    if (before) Object.assign(message, before, { revision: message.revision });
     else {
       messages.delete(message.id);
       if (shownBefore) conversation.chosen[question.id] = shownBefore;
@@ -174,10 +175,22 @@ export async function answer(state, question, limits, { tokens = [], into = null
     }
     state.trouble = { kind: failure.kind, text: failure.message, again: { question, tokens, into } };
   }
+  say("");
   show("end", failure);
-  await store.save(conversation, messages.has(message.id) ? [message] : []);
+  await save(messages.has(message.id) ? [message] : []);
 }
 
 export function stop(state) {
   runningIn(state)?.control.abort();
+}
+
+/** Keep what has been written, since the page may go away. */
+export function saveRunning() {
+  for (const run of running.values()) run.save();
+}
+
+/** Another tab has deleted it: what is written here goes nowhere. */
+export function forget(state) {
+  state.removed = true;
+  stop(state);
 }

@@ -50,10 +50,11 @@ export function copyButton(text) {
 }
 
 function announce(button, words) {
-  document.getElementById("status").textContent = words;
+  const status = document.getElementById("status");
+  status.textContent = words;
   button.classList.add("done");
   setTimeout(() => {
     button.classList.remove("done");
-    if (document.getElementById("status").textContent === words) document.getElementById("status").textContent = "";
+    if (status.textContent === words) status.textContent = "";
   }, 1500);
 }

@@ -7,10 +7,9 @@ import { copyButton, el } from "./dom.js";
 const DEEPEST = 8; // quotes in lists in quotes
 const MARK = /[\ufdd0-\ufdef]/g; // characters that no text has: they stand for the calls of tools
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?: +|$)(.*)$/;
-const FENCE = /^ {0,3}(`{3,}|~{3,})\s*([^`]*)$/;
+const FENCE = /^ {0,3}(`{3,}|~{3,})([^`]*)$/;
 const RULE = /^ {0,3}(?:(?:- *){3,}|(?:\* *){3,}|(?:_ *){3,})$/;
 const HEADING = /^ {0,3}(#{1,6}) +(.*)$/;
-const TABLE = /^ *\|? *:?-+:? *(?:\| *:?-+:? *)*\|? *$/;
 
 /** The parts of an answer as elements; a tool's call and its result become one box in the line. */
 export function render(parts) {
@@ -18,7 +17,7 @@ export function render(parts) {
   let text = "";
   for (const part of parts) {
     const last = tools.at(-1);
-    if (part.type === "text") text += part.text.replace(MARK, "\ufffd");
+    if (part.type === "text") text += part.text.replace(MARK, "\ufffd").replace(/\r\n?/g, "\n");
     else if (part.type === "python_output" && last && last.result === undefined && text.endsWith("\ufdd1")) last.result = part.text;
     else {
       tools.push(part.type === "python" ? { call: part.text } : { result: part.text });
@@ -55,7 +54,7 @@ function blocks(lines, context) {
       made.push(codeBlock(code.join("\n"), found[2].trim(), context));
     } else if ((found = line.match(HEADING))) {
       // Under the page's own headings.
-      made.push(el(`h${Math.min(6, found[1].length + 2)}`, {}, ...inline(found[2].replace(/ +#+ *$/, ""), context)));
+      made.push(el(`h${Math.min(6, found[1].length + 2)}`, { dir: "auto" }, ...inline(found[2].trimEnd().replace(/ #+$/, ""), context)));
       i += 1;
     } else if (RULE.test(line)) {
       made.push(el("hr"));
@@ -63,19 +62,19 @@ function blocks(lines, context) {
     } else if (deeper && /^ {0,3}>/.test(line)) {
       const quoted = [];
       for (; i < lines.length && /^ {0,3}>/.test(lines[i]); i++) quoted.push(lines[i].replace(/^ {0,3}> ?/, ""));
-      made.push(el("blockquote", {}, ...blocks(quoted, deeper)));
+      made.push(el("blockquote", { dir: "auto" }, ...blocks(quoted, deeper)));
     } else if (deeper && ITEM.test(line)) {
       const [list, next] = listBlock(lines, i, deeper);
       made.push(list);
       i = next;
-    } else if (line.includes("|") && i + 1 < lines.length && lines[i + 1].includes("-") && TABLE.test(lines[i + 1])) {
+    } else if (line.includes("|") && (found = alignments(lines[i + 1]))) {
       const rows = [cells(line)];
       for (i += 2; i < lines.length && lines[i].includes("|"); i++) rows.push(cells(lines[i]));
-      made.push(tableBlock(rows, context));
+      made.push(tableBlock(rows, found, context));
     } else {
       const text = [line];
       for (i += 1; i < lines.length && lines[i].trim() && !beginsBlock(lines[i], deeper); i++) text.push(lines[i]);
-      made.push(el("p", {}, ...inline(text.join("\n"), context)));
+      made.push(el("p", { dir: "auto" }, ...inline(text.join("\n"), context)));
     }
   }
   return made;
@@ -90,21 +89,25 @@ function listBlock(lines, i, context) {
   const [, indent, mark] = lines[i].match(ITEM);
   const ordered = /\d/.test(mark);
   const list = el(ordered ? "ol" : "ul", ordered ? { start: String(parseInt(mark, 10)) } : {});
+  let ahead = i;
+  const notBlank = (from) => { // the first line from there on that is not blank
+    for (ahead = Math.max(ahead, from); ahead < lines.length && !lines[ahead].trim(); ) ahead += 1;
+    return ahead;
+  };
   while (i < lines.length) {
     const found = lines[i].match(ITEM);
     if (!found || found[1].length > indent.length + 3 || /\d/.test(found[2]) !== ordered) break;
     const own = [found[3]];
-    const inner = found[1].length + 2;
+    const least = found[1].length + 2, width = found[1].length + found[2].length + 1;
     for (i += 1; i < lines.length; i++) {
-      const blank = !lines[i].trim();
-      const next = blank ? lines.slice(i).find((line) => line.trim()) : lines[i];
-      if (next === undefined || next.search(/\S/) < inner) break;
-      own.push(blank ? "" : lines[i].slice(Math.min(inner, lines[i].search(/\S/))));
+      const next = notBlank(i);
+      if (next === lines.length || lines[next].search(/\S/) < least) break;
+      own.push(lines[i].slice(Math.min(width, Math.max(0, lines[i].search(/\S/)))));
     }
     const content = blocks(own, context);
     const tight = content.length && content[0].tagName === "P";
-    list.append(el("li", {}, ...(tight ? [...content[0].childNodes, ...content.slice(1)] : content)));
-    while (i < lines.length && !lines[i].trim() && ITEM.test(lines[i + 1] ?? "")) i += 1;
+    list.append(el("li", { dir: "auto" }, ...(tight ? [...content[0].childNodes, ...content.slice(1)] : content)));
+    if (i < lines.length && !lines[i].trim() && ITEM.test(lines[notBlank(i)] ?? "")) i = ahead;
   }
   return [list, i];
 }
@@ -115,21 +118,40 @@ function codeBlock(code, language, context) {
   return el("div", { class: "code" }, head, el("pre", { tabindex: "0" }, el("code", { text })));
 }
 
+/** The texts of a row: | within ` or after \\ is none between cells. */
 function cells(line) {
-  return line.trim().replace(/^\|/, "").replace(/\|$/, "").split("|").map((cell) => cell.trim());
+  const found = [""];
+  let code = false;
+  for (let i = 0, text = line.trim().replace(/^\|/, "").replace(/\|$/, ""); i < text.length; i++) {
+    if (text[i] === "\\" && text[i + 1] === "|") found[found.length - 1] += text[++i];
+    else if (text[i] === "|" && !code) found.push("");
+    else {
+      code = code !== (text[i] === "`");
+      found[found.length - 1] += text[i];
+    }
+  }
+  return found.map((cell) => cell.trim());
 }
 
-function tableBlock([head, ...rows], context) {
-  const row = (tag, texts) => el("tr", {}, ...head.map((_, n) => el(tag, {}, ...inline(texts[n] ?? "", context))));
+/** How the columns are aligned, if this is the line under a table's head. */
+function alignments(line) {
+  if (!line?.includes("-")) return null;
+  const found = cells(line);
+  if (!found.every((cell) => /^:?-+:?$/.test(cell))) return null;
+  return found.map((cell) => (cell.endsWith(":") ? (cell.startsWith(":") ? "center" : "right") : ""));
+}
+
+function tableBlock([head, ...rows], align, context) {
+  const row = (tag, texts) => el("tr", {}, ...texts.map((text, n) => el(tag, { class: align[n] || undefined, dir: "auto" }, ...inline(text, context))));
   const body = el("tbody", {}, ...rows.map((texts) => row("td", texts)));
-  return el("div", { class: "table" }, el("table", {}, el("thead", {}, row("th", head)), body));
+  return el("div", { class: "table", tabindex: "0" }, el("table", {}, el("thead", {}, row("th", head)), body));
 }
 
 // ---- within a line
 
-const WORD = /[\p{L}\p{N}]/u;
-const PAIRS = [["**", "strong"], ["__", "strong"], ["~~", "del"], ["*", "em"], ["_", "em"]];
-const LINK = /\[([^[\]\n]{1,500})\]\((https?:\/\/[^\s()<>]+)\)/y;
+const WORD = /[[\p{L}\p{N}]--[\p{sc=Han}\p{sc=Hiragana}\p{sc=Katakana}\p{sc=Hangul}\p{sc=Thai}]]/v; // these have no spaces
+const PAIRS = [["***", "strong", "em"], ["**", "strong"], ["__", "strong"], ["~~", "del"], ["*", "em"], ["_", "em"]];
+const LINK = /!?\[([^[\]\n\ufdd0]{1,500})\]\((https?:\/\/[^\s()<>]*(?:\([^\s()<>]*\)[^\s()<>]*)*)(?: +"[^"\n]*")?\)/y;
 const ADDRESS = /https?:\/\/[^\s<>"`\ufdd0\ufdd1]+/y;
 
 function inline(text, context, depth = 0) {
@@ -163,14 +185,18 @@ function inline(text, context, depth = 0) {
         plain += ticks;
         i += ticks.length;
       } else put(el("code", { text: codeText(text.slice(i + ticks.length, end), context) }), end + ticks.length);
-    } else if (c === "[" && (found = take(LINK))) put(link(found[2], found[1]), i + found[0].length);
+    } else if ((c === "[" || (c === "!" && text[i + 1] === "[")) && (found = take(LINK))) put(link(found[2], found[1]), i + found[0].length);
     else if (c === "h" && !WORD.test(text[i - 1] ?? " ") && (found = take(ADDRESS))) {
-      const address = found[0].replace(/[.,;:!?'*_)\]}]+$/, "");
+      let address = found[0].replace(/[.,;:!?'*\]}]+$/, "");
+      if (address.endsWith(")") && !address.includes("(")) address = address.replace(/\)+$/, "");
       put(link(address, address), i + address.length);
     } else {
       const pair = depth < DEEPEST && PAIRS.find(([mark]) => text.startsWith(mark, i));
       const end = pair && opens(text, i, pair[0]) && !without.has(pair[0]) ? closer(text, i, pair[0]) : -1;
-      if (end > 0) put(el(pair[1], {}, ...inline(text.slice(i + pair[0].length, end), context, depth + 1)), end + pair[0].length);
+      if (end > 0) {
+        const inner = inline(text.slice(i + pair[0].length, end), context, depth + 1);
+        put(el(pair[1], {}, ...(pair[2] ? [el(pair[2], {}, ...inner)] : inner)), end + pair[0].length);
+      }
       else {
         if (pair && opens(text, i, pair[0])) without.add(pair[0]);
         const mark = pair ? pair[0] : c;
@@ -213,5 +239,7 @@ function closer(text, i, mark) {
 function link(address, text) {
   const url = URL.canParse(address) ? new URL(address) : null;
   if (!url || !["http:", "https:"].includes(url.protocol)) return document.createTextNode(text);
-  return el("a", { href: url.href, title: url.href, target: "_blank", rel: "noopener noreferrer", text });
+  // A text that is itself an address, but another one, would lie about where it leads.
+  const honest = /^\s*https?:/.test(text) && URL.canParse(text) && new URL(text).host !== url.host ? url.href : text;
+  return el("a", { href: url.href, title: url.href, target: "_blank", rel: "noopener noreferrer", text: honest });
 }

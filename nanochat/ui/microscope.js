@@ -9,53 +9,84 @@ const percent = (logprob) => {
 };
 
 /** A token's text where every character can be seen. */
-function shown(text) {
-  return text.replace(/ /g, "·").replace(/\t/g, "⇥").replace(/\r/g, "␍").replace(/\n/g, "⏎") || "∅";
-}
-
-const name = (token) => (token.special ? token.text.replace(/[<|>]/g, "") : shown(token.text));
+const visible = (text) => text.replace(/ /g, "·").replace(/\t/g, "⇥").replace(/\r/g, "␍").replace(/\n/g, "⏎") || "∅";
+const name = (token) => (token.special ? token.text.replace(/[<|>]/g, "") : visible(token.text));
+const ofTool = (token) => token.special && /python|output/.test(token.text);
 
 function label(token) {
   const by = token.forced ? ", put in by a tool" : token.chosen ? ", chosen by you" : "";
   return `${JSON.stringify(token.text)}, ${percent(token.logprob)}${by}`;
 }
 
-/**
- * The tokens of an answer. goOn(index, alternative) is called for an answer that goes on from another token;
- * null: none may. Arrow keys move between tokens; Enter looks at one.
- */
-export function tokenView(tokens, goOn) {
-  const view = el("div", { class: "microscope" });
-  const line = el("div", { class: "tokens", role: "group", "aria-label": "Tokens of the answer" });
-  const panel = el("div", { class: "panel", role: "region", "aria-label": "Token", hidden: true });
-  const buttons = [];
-  let current = 0;
+let opened = null; // closes the panel that is open
 
-  const move = (to) => {
-    if (!buttons[to]) return;
+/** Whether there was one to close. */
+export function closePanel() {
+  const close = opened;
+  close?.(true);
+  return Boolean(close);
+}
+
+/**
+ * The tokens of an answer, which may still grow: {node, show(tokens)}. goOn(index, alternative) is called for an answer
+ * that goes on from another token. Arrow keys move between tokens; Enter looks at one.
+ */
+export function tokenView(goOn) {
+  const node = el("div", { class: "tokens", role: "group", "aria-label": "Tokens of the answer", dir: "ltr" });
+  const panel = el("div", { class: "panel", role: "region", "aria-label": "Token" });
+  const buttons = [];
+  let tokens = [], current = 0;
+
+  const select = (to) => {
     buttons[current].tabIndex = -1;
     buttons[to].tabIndex = 0;
-    buttons[to].focus();
     current = to;
   };
   const close = (refocus) => {
-    panel.hidden = true;
-    for (const button of buttons) button.setAttribute("aria-expanded", "false");
+    if (!panel.isConnected) return;
+    panel.remove();
+    opened = null;
+    buttons[current].setAttribute("aria-expanded", "false");
     if (refocus) buttons[current].focus();
   };
   const look = (index) => {
-    const again = !panel.hidden && buttons[index].getAttribute("aria-expanded") === "true";
-    close(false);
-    buttons[current].tabIndex = -1;
-    buttons[(current = index)].tabIndex = 0;
+    const again = panel.isConnected && index === current;
+    opened?.(false);
+    select(index);
     if (again) return;
+    opened = close;
     buttons[index].setAttribute("aria-expanded", "true");
     panel.replaceChildren(...details(tokens, index, goOn, () => close(true)));
-    panel.hidden = false;
+    // Under the line that the token stands in, so that it stays in view.
+    const line = buttons[index].offsetTop + buttons[index].offsetHeight / 2;
+    (buttons.slice(index).findLast((button) => button.offsetTop < line) ?? buttons[index]).after(panel);
     panel.scrollIntoView({ block: "nearest" });
   };
+  /** The token above or below. */
+  const beside = (step) => {
+    const { offsetTop: top, offsetLeft: left } = buttons[current];
+    const others = buttons.map((button, index) => ({ index, down: (button.offsetTop - top) * step, aside: Math.abs(button.offsetLeft - left) }));
+    const beyond = others.filter((other) => other.down > 4);
+    const nearest = Math.min(...beyond.map((other) => other.down));
+    return beyond.filter((other) => other.down < nearest + 4).sort((a, b) => a.aside - b.aside)[0]?.index ?? current;
+  };
 
-  tokens.forEach((token, index) => {
+  node.addEventListener("keydown", (event) => {
+    if (!event.target.classList.contains("token")) return;
+    const to = {
+      ArrowRight: () => current + 1, ArrowLeft: () => current - 1, ArrowDown: () => beside(1), ArrowUp: () => beside(-1),
+      Home: () => 0, End: () => buttons.length - 1,
+    }[event.key]?.();
+    if (to === undefined) return;
+    event.preventDefault();
+    if (!buttons[to] || to === current) return;
+    const looking = panel.isConnected;
+    if (looking) look(to);
+    else select(to);
+    buttons[to].focus();
+  });
+
+  const add = (token, index) => {
     const kinds = ["token", token.special && "special", token.forced && "forced", token.chosen && "chosen"];
     const button = el("button", {
       class: kinds.filter(Boolean).join(" "),
@@ -67,22 +98,23 @@ export function tokenView(tokens, goOn) {
     });
     button.style.setProperty("--doubt", String(1 - Math.exp(token.logprob)));
     buttons.push(button);
-    line.append(button);
-    if (!token.special && token.text.includes("\n")) line.append(el("br"));
-  });
-  view.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (step && line.contains(event.target)) {
-      event.preventDefault();
-      move(current + step);
-      if (!panel.hidden) look(current);
-    } else if (event.key === "Escape" && !panel.hidden) {
-      event.stopPropagation();
-      close(true);
-    }
-  });
-  view.append(line, panel);
-  return view;
+    node.append(button);
+    if (!token.special && token.text.includes("\n")) node.append(el("br"));
+  };
+
+  return {
+    node,
+    show(now) {
+      if (now.length < tokens.length || tokens.some((token, index) => token.id !== now[index].id)) {
+        close(false);
+        node.replaceChildren();
+        buttons.length = current = 0;
+        tokens = [];
+      }
+      now.slice(tokens.length).forEach((token, n) => add(token, tokens.length + n));
+      tokens = [...now];
+    },
+  };
 }
 
 function details(tokens, index, goOn, close) {
@@ -90,9 +122,8 @@ function details(tokens, index, goOn, close) {
   const said = [];
   if (token.forced) said.push("Put in by the tool: the model did not choose it. This is how likely it found it.");
   else if (token.chosen) said.push("Chosen by you: the model went on from here.");
-  if (token.special && index === tokens.length - 1 && /_end\|>$|bos/.test(token.text) && !/python|output/.test(token.text)) said.push("Here the model ended its turn.");
+  if (token.special && !ofTool(token)) said.push("Here the model ended its turn.");
   const listed = token.likeliest.some((other) => other.id === token.id) ? token.likeliest : [...token.likeliest, token];
-  const rows = listed.map((other) => alternative(other, other.id === token.id, goOn && other.id !== token.id && continues(other) ? () => goOn(index, other) : null));
   return [
     el("div", { class: "head" },
       el("code", { class: token.special ? "special" : "", text: name(token) }),
@@ -100,13 +131,11 @@ function details(tokens, index, goOn, close) {
       iconButton("close", "Close", close),
     ),
     ...said.map((text) => el("p", { class: "small", text })),
-    el("ol", { class: "alternatives", "aria-label": "The likeliest tokens here" }, ...rows),
-    el("p", { class: "small", text: "As likely as the model finds them, before temperature, top-k and top-p." }),
+    el("ol", { class: "alternatives", "aria-label": "The likeliest tokens here" },
+      ...listed.map((other) => alternative(other, other.id === token.id, () => goOn(index, other)))),
+    el("p", { class: "small", text: "As likely as the model finds them, before temperature, top-k and top-p. Choose another, and it goes on from there." }),
   ];
 }
-
-/** Marks of turns end an answer: none goes on from them. */
-const continues = (token) => !token.special || /python|output/.test(token.text);
 
 function alternative(token, taken, goOn) {
   const inside = [
@@ -114,7 +143,9 @@ function alternative(token, taken, goOn) {
     el("span", { class: "bar" }),
     el("span", { class: "share", text: percent(token.logprob) }),
   ];
-  const row = goOn
+  // Marks of turns end an answer: none goes on from them.
+  const usable = !taken && (!token.special || ofTool(token));
+  const row = usable
     ? el("button", { onclick: goOn, "aria-label": `Go on from ${JSON.stringify(token.text)}, ${percent(token.logprob)}` }, ...inside, el("span", { class: "go", text: "go on from here" }))
     : el("div", {}, ...inside, el("span", { class: "go", text: taken ? "taken" : "" }));
   row.style.setProperty("--share", String(Math.exp(token.logprob)));

@@ -5,12 +5,14 @@ import { change, settings } from "./store.js";
 const $ = (id) => document.getElementById(id);
 const NUMBERS = ["temperature", "top_k", "top_p", "max_tokens", "seed"];
 
-/** app: {defaults, system(), setSystem(text), keyChanged()} */
+/** app: {defaults, longest(), system(), setSystem(text), keyChanged()}. Returns open(what is wrong with the key). */
 export function wire(app) {
   const dialog = $("settings");
 
   const fill = () => {
     const chosen = settings();
+    $("key-note").textContent = "";
+    $("system").maxLength = app.longest();
     for (const name of NUMBERS) $(name).value = chosen[name] ?? app.defaults[name] ?? "";
     $("theme").value = chosen.theme ?? "";
     $("key").value = chosen.key ?? "";
@@ -42,10 +44,12 @@ export function wire(app) {
     change(Object.fromEntries(NUMBERS.map((name) => [name, null])));
     fill();
   });
-  const open = (focus) => {
+  const open = (wrongKey) => {
     fill();
-    dialog.showModal();
-    if (focus) $(focus).focus();
+    if (!dialog.open) dialog.showModal();
+    if (!wrongKey) return;
+    $("key-note").textContent = wrongKey;
+    $("key").select();
   };
   $("open-settings").addEventListener("click", () => open());
   dialog.addEventListener("click", (event) => {

@@ -6,6 +6,7 @@ const tabs = "BroadcastChannel" in window ? new BroadcastChannel("nanochat") : n
 const memory = { conversations: new Map(), messages: new Map() };
 
 let database; // undefined: not opened yet; null: the browser allows none
+let trouble = ""; // why something could not be kept
 
 function open() {
   database ??= new Promise((resolve) => {
@@ -24,55 +25,60 @@ function open() {
   return database;
 }
 
-/** Whether anything lasts beyond this tab. */
-export const keeps = async () => (await open()) !== null;
+/** How conversations are kept, in words. */
+export async function kept() {
+  if (trouble) return `This browser could not keep it: ${trouble}`;
+  return (await open()) ? "Kept in this browser only." : "This browser keeps nothing: conversations end with the tab.";
+}
 
 const copy = (value) => JSON.parse(JSON.stringify(value));
 
+/** The result of work(store), a request; undefined where there is no database, or it fails: then memory goes on. */
 async function transact(mode, work) {
   const opened = await open();
   if (!opened) return undefined;
-  return new Promise((resolve, reject) => {
-    const transaction = opened.transaction(Object.keys(STORES), mode);
-    const request = work((name) => transaction.objectStore(name));
-    transaction.oncomplete = () => resolve(request?.result);
-    transaction.onerror = transaction.onabort = () => reject(transaction.error);
-  });
+  try {
+    return await new Promise((resolve, reject) => {
+      const transaction = opened.transaction(Object.keys(STORES), mode);
+      const request = work((name) => transaction.objectStore(name));
+      transaction.oncomplete = () => resolve(request?.result ?? null);
+      transaction.onerror = transaction.onabort = () => reject(transaction.error);
+    });
+  } catch (error) {
+    trouble = error?.message || "there is no room";
+    return undefined;
+  }
 }
 
 /** All conversations, without their messages, the newest first. */
 export async function list() {
-  const all = (await keeps()) ? await transact("readonly", (store) => store("conversations").getAll()) : [...memory.conversations.values()];
-  return all.sort((a, b) => b.updated - a.updated);
+  const found = await transact("readonly", (store) => store("conversations").getAll());
+  const all = new Map((found ?? []).map((conversation) => [conversation.id, conversation]));
+  if (!found) memory.conversations.forEach((conversation, id) => all.set(id, conversation));
+  return [...all.values()].sort((a, b) => b.updated - a.updated);
 }
 
 /** {conversation, messages: Map by id}, or null. */
 export async function load(id) {
-  if (!(await keeps())) {
-    if (!memory.conversations.has(id)) return null;
-    const own = [...memory.messages.values()].filter((message) => message.conversation === id);
-    return { conversation: memory.conversations.get(id), messages: new Map(own.map((message) => [message.id, message])) };
+  let conversation = await transact("readonly", (store) => store("conversations").get(id));
+  let own = await transact("readonly", (store) => store("messages").index("conversation").getAll(id));
+  if (conversation === undefined || own === undefined) {
+    conversation = memory.conversations.get(id);
+    own = [...memory.messages.values()].filter((message) => message.conversation === id);
   }
-  const conversation = await transact("readonly", (store) => store("conversations").get(id));
-  if (!conversation) return null;
-  const own = await transact("readonly", (store) => store("messages").index("conversation").getAll(id));
-  return { conversation, messages: new Map(own.map((message) => [message.id, message])) };
+  return conversation ? { conversation, messages: new Map(own.map((message) => [message.id, message])) } : null;
 }
 
-/** Keep a conversation and what is new of its messages. Where there is no room the chat goes on, and the page says so. */
-export async function save(conversation, messages) {
+/** Keep a conversation and what is new of its messages. Where that fails the chat goes on, and kept() says so. */
+export async function save(conversation, messages, writing = false) {
   conversation.updated = Date.now();
   memory.conversations.set(conversation.id, conversation);
   for (const message of messages) memory.messages.set(message.id, message);
-  try {
-    await transact("readwrite", (store) => {
-      for (const message of messages) store("messages").put(copy(message));
-      return store("conversations").put(copy(conversation));
-    });
-    tabs?.postMessage(conversation.id);
-  } catch (error) {
-    document.getElementById("kept").textContent = `This browser could not keep it: ${error?.message ?? "no room"}`;
-  }
+  await transact("readwrite", (store) => {
+    for (const message of messages) store("messages").put(copy(message));
+    return store("conversations").put(copy(conversation));
+  });
+  tabs?.postMessage({ id: conversation.id, what: writing ? "writing" : "saved" });
 }
 
 export async function remove(id) {
@@ -83,10 +89,10 @@ export async function remove(id) {
     for (const message of found?.messages.keys() ?? []) store("messages").delete(message);
     return store("conversations").delete(id);
   });
-  tabs?.postMessage(id);
+  tabs?.postMessage({ id, what: "removed" });
 }
 
-/** Call back with the id of a conversation that another tab has changed. */
+/** Call back with {id, what} when another tab has saved, removed, or goes on writing a conversation. */
 export function onChange(callback) {
   if (tabs) tabs.onmessage = (event) => callback(event.data);
 }

@@ -1,76 +1,134 @@
-// The messages of a conversation as they are shown, with what can be done to each.
+// The messages of a conversation as they are shown, with what can be done to each. A turn keeps its elements while it is
+// shown: what did not change is not touched, so that selections, focus and open panels stay.
 
 import { copyButton, el, iconButton } from "./dom.js";
 import { render } from "./markdown.js";
 import { tokenView } from "./microscope.js";
 
+const FEW = 10; // tokens, of which a speed would be chance
+
 export const textOf = (message) => message.parts.filter((part) => part.type === "text").map((part) => part.text).join("");
 
-/**
- * A turn. at: {index, count} among its siblings. on: {edit, regenerate, proceed, goOn, choose}, called with the message;
- * microscope: whether answers are shown as tokens; busy: whether an answer is being written.
- */
-export function turn(message, at, { microscope, busy, writing, on }) {
-  const mine = message.role === "user";
-  const article = el("article", { class: `turn ${message.role}`, "aria-label": mine ? "You" : "nanochat", "data-id": message.id });
-  if (message.unseen) article.append(el("p", { class: "note wide", text: message.unseen }));
-  const body = el("div", { class: "body" });
-  article.append(body);
-  fill(body, message, { microscope, goOn: busy ? null : (index, other) => on.goOn(message, index, other) });
-  article.classList.toggle("writing", writing);
-  if (message.note) article.append(el("p", { class: message.failed ? "note error" : "note", role: message.failed ? "alert" : undefined, text: message.note }));
-  article.append(actions(message, at, busy, writing, on));
-  return article;
+/** Put what changed of `nodes` into `parent`, from the first child that differs on. */
+function patch(parent, nodes) {
+  let same = 0;
+  while (same < nodes.length && same < parent.childNodes.length && parent.childNodes[same].isEqualNode(nodes[same])) same += 1;
+  while (parent.childNodes.length > same) parent.lastChild.remove();
+  parent.append(...nodes.slice(same));
 }
 
-/** The text of a message, anew. */
-export function fill(body, message, { microscope, goOn = null }) {
-  if (message.role === "user") body.textContent = message.text;
-  else if (microscope && message.tokens.length) body.replaceChildren(tokenView(message.tokens, goOn));
-  else body.replaceChildren(render(message.parts));
-}
+/** on: {edit, regenerate, proceed, goOn, choose}, called with the message. */
+export class Turn {
+  constructor(message, on) {
+    Object.assign(this, { message, on });
+    const mine = message.role === "user";
+    this.body = el("div", { class: "body", dir: "auto" });
+    this.note = el("p", { class: "note", hidden: true });
+    this.actions = el("div", { class: "actions" });
+    this.node = el("article", { class: `turn ${message.role}`, "aria-label": mine ? "You" : "nanochat" }, this.body, this.note, this.actions);
+    this.shown = { body: "", actions: "" };
+    this.tokens = null; // the microscope's view
+  }
 
-function actions(message, at, busy, writing, on) {
-  const bar = el("div", { class: "actions" });
-  if (writing) return bar;
-  if (at.count > 1) {
-    const to = (step) => () => on.choose(message, at.index + step);
-    bar.append(
-      iconButton("left", "The one before", to(-1), { disabled: busy || at.index === 0 }),
-      el("span", { class: "small", text: `${at.index + 1}/${at.count}`, "aria-label": `${at.index + 1} of ${at.count}` }),
-      iconButton("right", "The one after", to(1), { disabled: busy || at.index === at.count - 1 }),
-    );
-  }
-  if (message.role === "user") {
-    bar.append(copyButton(() => message.text), iconButton("edit", "Edit", () => on.edit(message), { disabled: busy }));
-    return bar;
-  }
-  bar.append(copyButton(() => textOf(message)), iconButton("again", "Regenerate", () => on.regenerate(message), { disabled: busy }));
-  if (message.finish !== "stop" && message.tokens.length) {
-    bar.append(iconButton("more", "Go on", () => on.proceed(message), { disabled: busy }));
-  }
-  const count = message.tokens.length - (message.finish === "stop" ? 1 : 0); // the mark of the end is none of the answer
-  if (message.rate && count > 1) bar.append(el("span", { class: "small rate", text: `${count} tokens · ${message.rate} tokens/s` }));
-  return bar;
-}
-
-/** In place of a question: a box to write it anew. */
-export function editor(message, done) {
-  const box = el("textarea", { "aria-label": "Edit the message", rows: "2" });
-  box.value = message.text;
-  const finish = (save) => done(save && box.value.trim() && box.value !== message.text ? box.value.trim() : null);
-  box.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
-      event.preventDefault();
-      finish(true);
-    } else if (event.key === "Escape") {
-      event.stopPropagation();
-      finish(false);
+  /** at: {index, count} among its siblings; microscope: answers as tokens; busy: an answer is being written, this one if `writing`. */
+  update(message, at, { microscope = false, busy = false, writing = false }) {
+    this.message = message;
+    this.node.classList.toggle("writing", writing);
+    const body = `${message.revision} ${microscope}`;
+    if (this.shown.body !== body) {
+      this.shown.body = body;
+      this.fill(microscope);
     }
-  });
-  const buttons = el("div", { class: "row" },
-    el("button", { class: "quiet", text: "Cancel", onclick: () => finish(false) }),
-    el("button", { class: "solid", text: "Send", onclick: () => finish(true) }),
-  );
-  return { node: el("div", { class: "editor" }, box, buttons), focus: () => { box.focus(); box.style.height = `${box.scrollHeight}px`; } };
+    const note = writing ? "" : message.note ?? "";
+    this.note.textContent = note;
+    this.note.hidden = !note;
+    this.note.classList.toggle("error", Boolean(message.failed));
+    const actions = [writing, busy, at.index, at.count, message.finish, message.rate, message.revision].join();
+    if (this.shown.actions !== actions) {
+      this.shown.actions = actions;
+      const focused = this.actions.contains(document.activeElement) ? document.activeElement.ariaLabel : null;
+      this.actions.replaceChildren(...(writing ? [] : this.buttons(at, busy)));
+      if (focused) this.focus(focused);
+    }
+  }
+
+  /** What is said, anew. */
+  fill(microscope) {
+    const { message, body } = this;
+    if (message.role === "user") body.textContent = message.text;
+    else if (microscope && message.tokens.length) {
+      if (!this.tokens) {
+        this.tokens = tokenView((index, other) => this.on.goOn(this.message, index, other));
+        body.replaceChildren(this.tokens.node);
+      }
+      this.tokens.show(message.tokens);
+    } else {
+      if (this.tokens) body.replaceChildren();
+      this.tokens = null;
+      patch(body, [...render(message.parts).childNodes]);
+    }
+  }
+
+  /** The button of this name, or another that can be used. */
+  focus(label) {
+    const buttons = [...this.actions.querySelectorAll("button:enabled")];
+    (buttons.find((button) => button.ariaLabel === label) ?? buttons[0])?.focus();
+  }
+
+  buttons(at, busy) {
+    const { message, on } = this;
+    const made = [];
+    if (at.count > 1) {
+      const to = (step, label) => () => on.choose(this.message, at.index + step, label);
+      made.push(
+        iconButton("left", "The one before", to(-1, "The one before"), { disabled: busy || at.index === 0 }),
+        el("span", { class: "small", text: `${at.index + 1}/${at.count}` }),
+        iconButton("right", "The one after", to(1, "The one after"), { disabled: busy || at.index === at.count - 1 }),
+      );
+    }
+    if (message.role === "user") {
+      return [...made, copyButton(() => this.message.text), iconButton("edit", "Edit", () => on.edit(this.message), { disabled: busy })];
+    }
+    made.push(copyButton(() => textOf(this.message)), iconButton("again", "Regenerate", () => on.regenerate(this.message), { disabled: busy }));
+    if (message.finish !== "stop" && message.tokens.length) made.push(iconButton("more", "Go on", () => on.proceed(this.message), { disabled: busy }));
+    const count = message.tokens.length - (message.finish === "stop" ? 1 : 0); // the mark of the end is none of the answer
+    const rate = message.rate && count >= FEW ? ` · ${message.rate} tokens/s` : "";
+    if (count) made.push(el("span", { class: "small rate", text: `${count} ${count === 1 ? "token" : "tokens"}${rate}` }));
+    return made;
+  }
+
+  /** In place of a question: a box to write it anew. done(text), null where it stays as it is. */
+  edit(done) {
+    const box = el("textarea", { "aria-label": "Edit the message", rows: "2", dir: "auto" });
+    box.value = this.message.text;
+    const finish = (text) => {
+      editor.remove();
+      this.node.classList.remove("editing");
+      done(text);
+    };
+    const grow = () => {
+      box.style.height = "auto";
+      box.style.height = `${box.scrollHeight}px`;
+    };
+    box.addEventListener("input", grow);
+    box.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !matchMedia("(pointer: coarse)").matches) {
+        event.preventDefault();
+        if (box.value.trim()) finish(box.value.trim());
+      } else if (event.key === "Escape") {
+        event.stopPropagation();
+        finish(null);
+      }
+    });
+    const send = () => box.value.trim() && finish(box.value.trim());
+    const editor = el("div", { class: "editor" }, box, el("div", { class: "row" },
+      el("button", { class: "quiet", text: "Cancel", onclick: () => finish(null) }),
+      el("button", { class: "solid", text: "Send", onclick: send }),
+    ));
+    this.node.classList.add("editing");
+    this.node.prepend(editor);
+    box.focus();
+    grow();
+    return () => finish(null);
+  }
 }
