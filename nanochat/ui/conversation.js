@@ -124,7 +124,7 @@ export async function answer(state, question, limits, { tokens = [], into = null
   message.revision += 1;
   show("begin");
   try {
-    await save(path(state).filter((other) => other !== message));
+    await save([question]);
     for (let attempt = 0; ; attempt++) {
       try {
         for await (const piece of ask(sent, tokens.map((token) => token.id), control.signal)) {

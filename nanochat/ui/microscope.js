@@ -146,7 +146,7 @@ function alternative(token, taken, goOn) {
   // Marks of turns end an answer: none goes on from them.
   const usable = !taken && (!token.special || ofTool(token));
   const row = usable
-    ? el("button", { onclick: goOn, "aria-label": `Go on from ${JSON.stringify(token.text)}, ${percent(token.logprob)}` }, ...inside, el("span", { class: "go", text: "go on from here" }))
+    ? el("button", { onclick: goOn, "aria-label": `Go on from ${JSON.stringify(token.text)}, ${percent(token.logprob)}` }, ...inside, el("span", { class: "go", text: "go on" }))
     : el("div", {}, ...inside, el("span", { class: "go", text: taken ? "taken" : "" }));
   row.style.setProperty("--share", String(Math.exp(token.logprob)));
   return el("li", { class: taken ? "taken" : "" }, row);
