@@ -5,6 +5,7 @@ import { health, stats } from "./client.js";
 import { matching, run } from "./commands.js";
 import * as conversation from "./conversation.js";
 import { el } from "./dom.js";
+import { wireDrawer } from "./drawer.js";
 import { closePanel } from "./microscope.js";
 import { wire } from "./settings.js";
 import * as store from "./store.js";
@@ -12,7 +13,7 @@ import { textOf, Turn } from "./turns.js";
 
 const $ = (id) => document.getElementById(id);
 const scroller = $("scroller"), turns = $("turns"), input = $("input");
-const wide = matchMedia("(min-width: 64rem)"), coarse = matchMedia("(pointer: coarse)");
+const coarse = matchMedia("(pointer: coarse)");
 const NEWS = 6000; // ms for which another tab is taken to be writing
 const LOOK_AFTER = 15000, LOOK_AGAIN = 2000; // ms between looks at a server that is there, and at one that is gone
 
@@ -136,65 +137,6 @@ function grow() {
   });
 }
 
-// ---- the drawer
-
-const entries = new Map(); // conversation id -> {item, link, remove}: an entry keeps its elements
-
-async function drawer() {
-  const all = await store.list();
-  for (const id of [...entries.keys()]) {
-    if (all.some((each) => each.id === id)) continue;
-    const { item } = entries.get(id);
-    if (item.contains(document.activeElement)) $("new").focus();
-    item.remove();
-    entries.delete(id);
-  }
-  all.forEach((each, index) => {
-    if (!entries.has(each.id)) entries.set(each.id, entry(each));
-    const { item, link } = entries.get(each.id);
-    if (each.id === state.conversation.id) link.setAttribute("aria-current", "page");
-    else link.removeAttribute("aria-current");
-    const list = $("conversations");
-    if (list.children[index] !== item && !item.contains(document.activeElement)) list.insertBefore(item, list.children[index] ?? null);
-  });
-  $("kept").textContent = await store.kept();
-}
-
-function entry(each) {
-  const { id, title } = each;
-  const link = el("a", { href: `#${id}`, text: title, title, dir: "auto", onclick: () => showDrawer(false) });
-  const remove = el("button", { class: "icon small", text: "×", "aria-label": `Delete ${title}`, title: "Delete" });
-  remove.addEventListener("click", () => {
-    if (remove.classList.contains("error")) return erase(each);
-    Object.assign(remove, { textContent: "Delete?", ariaLabel: `Delete ${title}? Once more` });
-    remove.classList.add("error");
-    setTimeout(() => {
-      Object.assign(remove, { textContent: "×", ariaLabel: `Delete ${title}` });
-      remove.classList.remove("error");
-    }, 3000);
-  });
-  return { item: el("li", {}, link, remove), link };
-}
-
-async function erase({ id }) {
-  const own = id === state.conversation.id ? state : conversation.stateOf(id);
-  if (own) conversation.forget(own);
-  await store.remove(id);
-  if (id === state.conversation.id) newChat();
-  drawer();
-}
-
-function showDrawer(open) {
-  const shown = wide.matches ? store.settings().drawer !== false : open;
-  const over = shown && !wide.matches;
-  document.body.classList.toggle("drawer", shown);
-  $("drawer").inert = !shown;
-  for (const part of document.querySelectorAll("header, main, footer")) part.inert = over;
-  $("veil").hidden = !over;
-  $("menu").setAttribute("aria-expanded", String(shown));
-  if (over) $("new").focus();
-}
-
 // ---- what is done
 
 /** Have a question answered. after: what has the focus then, in place of the box. */
@@ -209,10 +151,10 @@ function write(question, { tokens = [], into = null, after = null } = {}) {
     show(what, failure) {
       if (what === "end" && failure?.kind === "gone") watch();
       if (what === "end" && failure?.kind === "key") openSettings(failure.message);
-      if (own !== state) return what === "end" && drawer();
+      if (own !== state) return what === "end" && list();
       if (what === "grow") return grow();
       render({ toEnd: what === "begin" || atEnd() });
-      drawer();
+      list();
       if (what === "begin" && inTurns) $("stop").focus();
       if (what === "end") ended(own, failure, after);
     },
@@ -234,6 +176,14 @@ function askNew(text) {
   const question = conversation.addQuestion(state, last?.role === "user" ? last.parent : last?.id ?? null, text);
   location.hash = state.conversation.id;
   return write(question);
+}
+
+async function erase(id) {
+  const own = id === state.conversation.id ? state : conversation.stateOf(id);
+  if (own) conversation.forget(own);
+  await store.remove(id);
+  if (id === state.conversation.id) newChat();
+  list();
 }
 
 const on = {
@@ -267,7 +217,7 @@ function newChat() {
   say("");
   showDrawer(false);
   render();
-  drawer();
+  list();
   input.focus();
 }
 
@@ -277,7 +227,7 @@ async function openFromAddress() {
   state = conversation.stateOf(id) ?? ((id && (await conversation.open(id))) || conversation.create());
   say("");
   render({ toEnd: true });
-  drawer();
+  list();
 }
 
 function submit() {
@@ -325,6 +275,7 @@ async function watch() {
 // ---- hands and keys
 
 const openSettings = wire(app);
+const { list, showDrawer } = wireDrawer({ current: () => state.conversation.id, erase, newChat });
 $("skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address names the conversation
   input.focus();
@@ -353,24 +304,14 @@ input.addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || $("settings").open) return;
-  if (!wide.matches && document.body.classList.contains("drawer")) {
-    showDrawer(false);
-    $("menu").focus();
-  } else if (conversation.runningIn(state)) conversation.stop(state);
+  if (event.key !== "Escape" || $("settings").open || !$("veil").hidden) return;
+  if (conversation.runningIn(state)) conversation.stop(state);
   else if (!closePanel() && state.remark) {
     state.remark = "";
     render();
   }
 });
 $("stop").addEventListener("click", () => conversation.stop(state));
-$("new").addEventListener("click", newChat);
-$("menu").addEventListener("click", () => {
-  if (wide.matches) store.change({ drawer: store.settings().drawer === false });
-  showDrawer(!document.body.classList.contains("drawer"));
-});
-$("veil").addEventListener("click", () => showDrawer(false));
-wide.addEventListener("change", () => showDrawer(false));
 $("microscope").addEventListener("click", () => {
   store.change({ microscope: !store.settings().microscope });
   render();
@@ -392,7 +333,7 @@ setInterval(async () => {
 store.onChange(async ({ id, what }) => {
   if (what === "writing") elsewhere.set(id, Date.now());
   else elsewhere.delete(id);
-  drawer();
+  list();
   if (what === "removed") {
     const own = id === state.conversation.id ? state : conversation.stateOf(id);
     if (own) conversation.forget(own);
@@ -405,8 +346,7 @@ store.onChange(async ({ id, what }) => {
   render();
 });
 
-showDrawer(false);
 render();
 openFromAddress();
-drawer();
+list();
 introduce();
