@@ -58,6 +58,7 @@ SCRIPTS = {
     "markdown": ids(MARKDOWN),
     "sum": [*ids("It is "), SPECIAL["<|python_start|>"], *ids("2+3"), SPECIAL["<|python_end|>"]],
     "long": ids("word " * 200),
+    "endless": ids("word " * 300),
     "nothing": [],
 }
 
@@ -477,6 +478,118 @@ def test_one_conversation_in_two_tabs_is_written_by_one_at_a_time(context, serve
     first.reload()
     sync_api.expect(first.locator("#conversations li")).to_have_count(0)
     assert first.problems == second.problems == []
+
+
+def test_when_a_tab_goes_away_the_other_goes_on(context, server):
+    first, second = open_page(context, server[0]), open_page(context, server[0])
+    ask(first, "one")
+    server[1].pause = 0.02
+    send(first, "long")
+    sync_api.expect(first.locator(".writing .body")).to_contain_text("word")
+    second.goto(first.url)
+    sync_api.expect(second.get_by_text("Another tab is writing")).to_be_visible(timeout=10_000)
+    first.close(run_before_unload=False)
+    server[1].pause = 0.0
+    sync_api.expect(second.get_by_text("Another tab is writing")).to_have_count(0, timeout=15_000)
+    assert "Not finished." in second.locator(".assistant").nth(1).inner_text()
+    assert answers(second)[1].startswith("word")
+    button(second, "Regenerate").click()
+    settle(second)
+    assert "2/2" in second.locator(".assistant .actions").nth(1).inner_text()
+    assert second.problems == []
+
+
+def test_another_conversation_can_be_opened_while_an_answer_is_written(page, server):
+    server[1].pause = 0.01
+    send(page, "long")
+    page.locator(".writing").wait_for()
+    page.click("#new")
+    ask(page, "two")
+    assert answers(page) == ["So: two"]
+    page.get_by_role("link", name="long").click()
+    sync_api.expect(page.locator(".writing .body")).to_contain_text("word")
+    page.go_back()
+    sync_api.expect(page.locator(".assistant .body")).to_have_text("So: two")
+    page.go_forward()
+    server[1].pause = 0.0
+    settle(page)
+    assert answers(page) == [("word " * 80).strip()]
+    page.reload()
+    sync_api.expect(page.locator(".assistant .body")).to_contain_text("word " * 79)
+
+
+def test_a_panel_stays_open_while_the_answer_grows_and_under_its_token_when_the_window_changes(page, server):
+    page.click("#microscope")
+    server[1].pause = 0.01
+    send(page, "long")
+    page.locator("#turns .token").nth(3).click()
+    panel = page.get_by_role("region", name="Token")
+    before = page.locator("#turns .token").count()
+    sync_api.expect(page.locator("#turns .token").nth(before + 90)).to_be_attached()
+    assert f"id {ord('d')}" in panel.inner_text()
+    page.keyboard.press("Escape")
+    assert not panel.is_visible() and page.locator(".writing").count() == 1, "it closes the panel"
+    page.keyboard.press("Escape")  # and then stops the answer
+    settle(page)
+    server[1].pause = 0.0
+    page.locator("#turns .token").nth(60).click()
+    for width in (500, 1100):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_timeout(200)
+        token, box = (page.locator(each).bounding_box() for each in ("#turns .token[aria-expanded=true]", ".panel"))
+        assert 0 <= box["y"] - (token["y"] + token["height"]) < 30
+    page.keyboard.press("ArrowDown")
+    assert page.locator("#turns .token[aria-expanded=true]").bounding_box()["y"] > token["y"]
+
+
+def test_an_answer_that_fills_the_context_does_not_go_on_and_stays(page):
+    page.click("#open-settings")
+    page.fill("#max_tokens", "4000")
+    page.get_by_role("button", name="Done").click()
+    ask(page, "endless")
+    said = answers(page)
+    assert "Cut off" in page.locator(".note:visible").inner_text()
+    button(page, "Go on").click()
+    settle(page)
+    assert page.locator(".note.error:visible").inner_text().endswith("there is no room to go on.")
+    assert page.get_by_role("button", name="Try again").count() == 0
+    assert answers(page) == said and "Cut off" in page.locator(".assistant").inner_text()
+    page.reload()
+    page.locator(".assistant").wait_for()
+    assert answers(page) == said
+    page.problems = [problem for problem in page.problems if "400" not in problem]
+
+
+def test_an_edit_that_is_sent_while_an_answer_is_written_waits_in_its_box(page, server):
+    ask(page, "one")
+    page.press("#input", "ArrowUp")
+    box = page.get_by_label("Edit the message")
+    box.fill("uno")
+    server[1].pause = 0.01
+    send(page, "long")
+    page.locator(".writing").wait_for()
+    box.press("Enter")
+    sync_api.expect(page.locator("#status")).to_contain_text("being written")
+    server[1].pause = 0.0
+    settle(page)
+    assert box.input_value() == "uno" and len(answers(page)) == 2
+    box.press("Enter")
+    settle(page)
+    assert (questions(page), answers(page)) == (["uno"], ["So: uno"])
+
+
+def test_another_tab_waits_for_a_slow_first_token(context, server):
+    first, second = open_page(context, server[0]), open_page(context, server[0])
+    server[1].gate.clear()
+    send(first, "one")
+    first.locator(".writing").wait_for()
+    second.goto(first.url)
+    second.wait_for_timeout(8000)
+    assert second.get_by_text("Another tab is writing").count() == 1
+    assert second.get_by_role("button", name="Try again").count() == 0
+    server[1].gate.set()
+    sync_api.expect(second.locator(".assistant .body")).to_have_text("So: one")
+    assert second.get_by_text("Another tab is writing").count() == 0
 
 
 def test_a_question_that_was_not_answered_can_be_asked_again(page, server):

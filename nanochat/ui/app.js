@@ -94,7 +94,7 @@ function notes(shown, nodes, running) {
   const open = shown.at(-1)?.role === "user" && !running && !busyElsewhere();
   const trouble = state.trouble ?? (open ? { kind: "stopped", text: "Not answered.", again: { question: shown.at(-1) } } : null);
   if (trouble && !running) {
-    const retry = el("button", { class: "quiet", text: "Try again", onclick: () => write(trouble.again.question, trouble.again) });
+    const retry = trouble.again && el("button", { class: "quiet", text: "Try again", onclick: () => write(trouble.again.question, trouble.again) });
     made.push(el("p", { class: trouble.kind === "stopped" ? "note" : "note error", role: "alert" }, el("span", { text: trouble.text }), retry));
   }
   if (busyElsewhere() && !running) made.push(el("p", { class: "note", text: "Another tab is writing in this conversation." }));
@@ -139,10 +139,18 @@ function grow() {
 
 // ---- what is done
 
+/** Why nothing happens now; false. */
+function refuse() {
+  const text = busyElsewhere() ? "Another tab is writing in this conversation." : "An answer is being written: Esc stops it.";
+  say(text);
+  setTimeout(() => { if (told === text) say(""); }, 3000);
+  return false;
+}
+
 /** Have a question answered. after: what has the focus then, in place of the box. */
 function write(question, { tokens = [], into = null, after = null } = {}) {
   const own = state;
-  if (busy()) return say("An answer is being written: Esc stops it.");
+  if (busy()) return refuse();
   const inTurns = turns.contains(document.activeElement);
   return conversation.answer(own, question, limits, {
     tokens,
@@ -190,7 +198,7 @@ const on = {
   edit(message) {
     closeEditor?.();
     const view = views.get(message.id);
-    closeEditor = view.edit((text) => {
+    closeEditor = view.edit(() => !busy() || refuse(), (text) => {
       closeEditor = null;
       if (text === null) view.focus("Edit");
       else write(text === message.text ? message : conversation.addQuestion(state, message.parent, text));
@@ -233,7 +241,7 @@ async function openFromAddress() {
 function submit() {
   const text = input.value.trim();
   if (!text || input.value.length > limits.message_characters) return;
-  if (busy()) return say("An answer is being written: Esc stops it.");
+  if (busy()) return refuse();
   const remark = text.startsWith("/") ? run(text, app) : null;
   input.value = "";
   if (remark === null) return askNew(text);
@@ -305,6 +313,7 @@ input.addEventListener("keydown", (event) => {
 });
 document.addEventListener("keydown", (event) => {
   if (event.key !== "Escape" || $("settings").open || !$("veil").hidden) return;
+  if (document.activeElement.closest(".tokens") && closePanel()) return;
   if (conversation.runningIn(state)) conversation.stop(state);
   else if (!closePanel() && state.remark) {
     state.remark = "";
@@ -338,8 +347,8 @@ store.onChange(async ({ id, what }) => {
     const own = id === state.conversation.id ? state : conversation.stateOf(id);
     if (own) conversation.forget(own);
   }
-  if (id !== state.conversation.id || (conversation.runningIn(state) && what !== "removed")) return;
   if (what === "writing") setTimeout(() => { if (id === state.conversation.id) render(); }, NEWS + 100);
+  if (id !== state.conversation.id || (conversation.runningIn(state) && what !== "removed")) return;
   const found = await conversation.open(id);
   if (!found) return newChat();
   Object.assign(state, { conversation: found.conversation, messages: found.messages });

@@ -5,7 +5,7 @@ import * as store from "./store.js";
 import { textOf } from "./turns.js";
 
 const PATIENCE = 6; // times that a busy server is asked again
-const SAVE_EVERY = 2000; // ms, of an answer that is being written
+const SAVE_EVERY = 1000, BEAT_EVERY = 2000; // ms, of an answer that is being written: its text, and that it is
 const CHANCE = 250; // ms, below which a speed would be chance
 
 const newId = () => Array.from(crypto.getRandomValues(new Uint8Array(10)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -121,6 +121,7 @@ export async function answer(state, question, limits, { tokens = [], into = null
   running.set(conversation.id, { state, message, control, save: () => save([message]) });
   const { sent, left } = fitting(conversation.system, path(state, question), limits);
   let failure = null, dropped = left, began = 0, first = 0, saved = Date.now();
+  const pulse = setInterval(() => store.beat(conversation.id), BEAT_EVERY);
   message.revision += 1;
   show("begin");
   try {
@@ -128,13 +129,15 @@ export async function answer(state, question, limits, { tokens = [], into = null
     for (let attempt = 0; ; attempt++) {
       try {
         for await (const piece of ask(sent, tokens.map((token) => token.id), control.signal)) {
-          if (!began) message.parts = []; // the text of the beginning comes again
+          if (!began) {
+            message.parts = []; // the text of the beginning comes again
+            say("");
+          }
           if (piece.tokens.length && !first) {
             first = piece.tokens.length;
             began = performance.now();
           }
           began ||= performance.now();
-          say("");
           join(message.parts, piece.parts);
           message.tokens.push(...piece.tokens);
           message.finish = piece.finish ?? message.finish;
@@ -158,6 +161,7 @@ export async function answer(state, question, limits, { tokens = [], into = null
     failure = control.signal.aborted ? { kind: "stopped", message: "Stopped." } : error;
   }
   running.delete(conversation.id);
+  clearInterval(pulse);
   const written = message.tokens.length - tokens.length;
   const elapsed = performance.now() - began;
   if (written > first && elapsed > CHANCE) message.rate = Math.round((1000 * (written - first)) / elapsed);
@@ -173,7 +177,9 @@ export async function answer(state, question, limits, { tokens = [], into = null
       if (shownBefore) conversation.chosen[question.id] = shownBefore;
       else delete conversation.chosen[question.id];
     }
-    state.trouble = { kind: failure.kind, text: failure.message, again: { question, tokens, into } };
+    const full = failure.kind === "refused" && tokens.length;
+    state.trouble = full ? { kind: failure.kind, text: "The answer fills the model's context: there is no room to go on." }
+      : { kind: failure.kind, text: failure.message, again: { question, tokens, into } };
   }
   say("");
   show("end", failure);

@@ -15,7 +15,7 @@ const ofTool = (token) => token.special && /python|output/.test(token.text);
 
 function label(token) {
   const by = token.forced ? ", put in by a tool" : token.chosen ? ", chosen by you" : "";
-  return `${JSON.stringify(token.text)}, ${percent(token.logprob)}${by}`;
+  return `${token.special ? name(token) : JSON.stringify(token.text)}, ${percent(token.logprob)}${by}`;
 }
 
 let opened = null; // closes the panel that is open
@@ -35,7 +35,7 @@ export function tokenView(goOn) {
   const node = el("div", { class: "tokens", role: "group", "aria-label": "Tokens of the answer", dir: "ltr" });
   const panel = el("div", { class: "panel", role: "region", "aria-label": "Token" });
   const buttons = [];
-  let tokens = [], current = 0;
+  let tokens = [], current = 0, width = 0;
 
   const select = (to) => {
     buttons[current].tabIndex = -1;
@@ -57,10 +57,20 @@ export function tokenView(goOn) {
     opened = close;
     buttons[index].setAttribute("aria-expanded", "true");
     panel.replaceChildren(...details(tokens, index, goOn, () => close(true)));
-    // Under the line that the token stands in, so that it stays in view.
-    const line = buttons[index].offsetTop + buttons[index].offsetHeight / 2;
-    (buttons.slice(index).findLast((button) => button.offsetTop < line) ?? buttons[index]).after(panel);
+    place();
     panel.scrollIntoView({ block: "nearest" });
+  };
+  /** The panel stands under the line of its token, so that this stays in view. */
+  const place = () => {
+    const focused = panel.contains(document.activeElement) ? document.activeElement : null, scrolled = panel.scrollTop;
+    panel.hidden = true; // lines as they are without it
+    const line = buttons[current].offsetTop + buttons[current].offsetHeight / 2;
+    const last = buttons.slice(current).findLast((button) => button.offsetTop < line);
+    if (last.nextSibling !== panel) last.after(panel);
+    panel.hidden = false;
+    panel.scrollTop = scrolled;
+    focused?.focus({ preventScroll: true });
+    width = node.clientWidth;
   };
   /** The token above or below. */
   const beside = (step) => {
@@ -71,6 +81,7 @@ export function tokenView(goOn) {
     return beyond.filter((other) => other.down < nearest + 4).sort((a, b) => a.aside - b.aside)[0]?.index ?? current;
   };
 
+  new ResizeObserver(() => { if (panel.isConnected && node.clientWidth !== width) place(); }).observe(node);
   node.addEventListener("keydown", (event) => {
     if (!event.target.classList.contains("token")) return;
     const to = {
@@ -113,6 +124,9 @@ export function tokenView(goOn) {
       }
       now.slice(tokens.length).forEach((token, n) => add(token, tokens.length + n));
       tokens = [...now];
+      if (!panel.isConnected) return;
+      panel.querySelector(".total").textContent = tokens.length;
+      place();
     },
   };
 }
@@ -127,7 +141,7 @@ function details(tokens, index, goOn, close) {
   return [
     el("div", { class: "head" },
       el("code", { class: token.special ? "special" : "", text: name(token) }),
-      el("span", { class: "small", text: `id ${token.id} · ${percent(token.logprob)} · token ${index + 1} of ${tokens.length}` }),
+      el("span", { class: "small", text: `id ${token.id} · ${percent(token.logprob)} · token ${index + 1} of ` }, el("span", { class: "total", text: tokens.length })),
       iconButton("close", "Close", close),
     ),
     ...said.map((text) => el("p", { class: "small", text })),

@@ -81,6 +81,9 @@ export async function save(conversation, messages, writing = false) {
   tabs?.postMessage({ id: conversation.id, what: writing ? "writing" : "saved" });
 }
 
+/** Tell other tabs that this one goes on writing. */
+export const beat = (id) => tabs?.postMessage({ id, what: "writing" });
+
 export async function remove(id) {
   const found = await load(id);
   memory.conversations.delete(id);

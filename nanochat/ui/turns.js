@@ -97,11 +97,12 @@ export class Turn {
     return made;
   }
 
-  /** In place of a question: a box to write it anew. done(text), null where it stays as it is. */
-  edit(done) {
+  /** In place of a question: a box to write it anew. done(text), null where it stays as it is; not before it `may`. */
+  edit(may, done) {
     const box = el("textarea", { "aria-label": "Edit the message", rows: "2", dir: "auto" });
     box.value = this.message.text;
     const finish = (text) => {
+      if (text !== null && !may()) return;
       editor.remove();
       this.node.classList.remove("editing");
       done(text);
