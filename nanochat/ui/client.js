@@ -2,7 +2,7 @@
 
 import { settings } from "./store.js";
 
-export class Refusal extends Error {
+class Refusal extends Error {
   /** kind: busy, gone, key or refused. after: seconds to wait. */
   constructor(kind, message, after = 0) {
     super(message);

@@ -16,7 +16,7 @@ function number(name, words, low, high, whole) {
 
 const none = Number.MAX_SAFE_INTEGER;
 
-export const COMMANDS = {
+const COMMANDS = {
   "/temperature": { takes: "0 to 2", does: "how freely the next token is drawn; 0 takes the likeliest", run: number("temperature", "Temperature", 0, 2) },
   "/topk": { takes: "0 to 200", does: "draw from the so many likeliest tokens; 0: all", run: number("top_k", "Top-k", 0, 200, true) },
   "/topp": { takes: "0 to 1", does: "draw from the likeliest tokens that have this share together", run: number("top_p", "Top-p", 0, 1) },

@@ -59,7 +59,7 @@ const contentOf = (message) =>
 const lengthOf = (content) => (typeof content === "string" ? content.length : content.reduce((sum, part) => sum + part.text.length, 0));
 
 /** The newest messages that the server takes, beginning with the user's, and how many older ones are left out. */
-export function fitting(system, shown, limits) {
+function fitting(system, shown, limits) {
   const all = shown.map((message) => ({ role: message.role, content: contentOf(message) }));
   for (const message of all) {
     // Only what was said before can be so long: what is asked now is not sent then.
