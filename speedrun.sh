@@ -55,7 +55,7 @@ chat_line() {
   [ "$START_DIR" = "$ROOT" ] || line="cd $(show "$ROOT") && "
   [ "$NANOCHAT_BASE_DIR" = "$HOME/.cache/nanochat" ] || line="${line}NANOCHAT_BASE_DIR=$(show "$NANOCHAT_BASE_DIR") "
   case $PYTHON in "$VENV"/*) line="$line.venv/bin/python" ;; *) line="$line$(show "$PYTHON")" ;; esac
-  say "$line -m scripts.chat_cli -g $TAG"
+  say "$line -m scripts.chat_cli -i $(chat_source) -g $TAG"
 }
 
 if [ "$MODE" = run ]; then

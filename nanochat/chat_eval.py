@@ -4,7 +4,7 @@ Shapes: B problems of a batch, T tokens, C width, V vocabulary.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import comb
 
@@ -89,10 +89,11 @@ def judge(task, index: int, conversation: dict, answers: list[str], said: list[s
     return record if said == answers else {**record, "said": said}
 
 
-def pass_at_k(records: list[dict], num_samples: int) -> dict[str, float]:
-    """For k = 1, 2, 4, ... and all: the share of problems that k samples are expected to solve, estimated from all of
-    them without bias (arXiv 2107.03374)."""
-    counts = sorted({*(1 << i for i in range(num_samples.bit_length()) if 1 << i < num_samples), num_samples})
+def pass_at_k(records: list[dict], num_samples: int, counts: Iterable[int] = ()) -> dict[str, float]:
+    """For k of `counts`, by default 1, 2, 4, ... and all: the share of problems that k samples are expected to solve,
+    estimated from all of them without bias (arXiv 2107.03374)."""
+    powers = {1 << i for i in range(num_samples.bit_length()) if 1 << i < num_samples}
+    counts = counts or sorted({*powers, num_samples})
     wrong = [sum(verdict != "right" for verdict in record["verdicts"]) for record in records]
     return {str(k): sum(1 - comb(w, k) / comb(num_samples, k) for w in wrong) / len(wrong) for k in counts}
 

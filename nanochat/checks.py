@@ -254,7 +254,7 @@ def check_compile(machine):
         run = compiled(model, compiles)
 
         def step(run=run, optimizer=optimizer):
-            return optimizer_step(run, optimizer, idx[:, :-1], idx[:, 1:], DeviceBatch(4, machine), machine).loss
+            return optimizer_step(run, optimizer, (idx[:, :-1], idx[:, 1:]), DeviceBatch(4, machine), machine).loss
 
         begin = time.perf_counter()
         losses.append(torch.tensor([step() for _ in range(3)], dtype=torch.float64))

@@ -205,8 +205,9 @@ class Engine:
         if self.busy:
             raise RuntimeError("the model cannot change while requests are under way")
         cast_again(model, self.model)
-        if self.cache is not None:
+        if self.cache is not None:  # as if it were new: what comes out depends on the places of rows in its last bits
             self.cache.lengths[:] = 0
+            self.free = dict.fromkeys(range(self.max_rows))
 
     # -- streams
 

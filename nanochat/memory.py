@@ -8,6 +8,7 @@ import argparse
 import torch
 
 from nanochat.gpt import GPTConfig
+from nanochat.kv_cache import KVCache
 from nanochat.losses import GPU_CHUNK
 from nanochat.runtime import Runtime
 from nanochat.scaling import meta_model
@@ -62,6 +63,13 @@ def choose_rows(
     if asked is None:
         asked = "auto" if runtime.device.type == "cuda" else default
     return rows_that_fit(config, sequence_len, runtime, compiled) if asked == "auto" else asked
+
+
+def rollouts_that_fit(asked: int, config: GPTConfig, length: int, runtime: Runtime) -> int:
+    """Answers under way at once, prompt and answer of `length` tokens: as many as asked for, or as fit beside what
+    learning keeps, into half of the rest."""
+    room = (runtime.free_memory() - fixed_bytes(config, runtime.world_size, runtime.dtype)) // 2
+    return max(1, min(asked, room // KVCache.row_bytes(config, length, runtime.dtype)))
 
 
 class DeviceBatch:

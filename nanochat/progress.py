@@ -47,10 +47,31 @@ class Progress:
         self.val_bpb = bpb
         self.min_val_bpb = bpb if self.min_val_bpb is None else min(bpb, self.min_val_bpb)
 
+    def seconds_a_step(self, newest: float) -> float:
+        """On average, the wait for its rows included; of the newest step as long as there is no average."""
+        return (self.training_time + self.waiting_time) / self.timed_steps if self.timed_steps else newest
+
     @property
     def smooth_loss(self) -> float:
         """The debiased moving average."""
         return self.ema_loss / (1 - LOSS_EMA**self.ema_steps) if self.ema_steps else float("nan")
+
+
+def loss_and_bpb(values: dict, progress: Progress) -> str:
+    """What a live line shows of training that follows a loss."""
+    return (
+        f"loss {progress.smooth_loss:.4f} | bpb {'-' if progress.val_bpb is None else format(progress.val_bpb, '.4f')}"
+    )
+
+
+def throughput(step: int, seconds: float, tokens_per_step: int, flops_per_token: int, runtime: Runtime) -> dict:
+    """What is logged of the speed of a step. Tokens: of all ranks."""
+    rate, peak = tokens_per_step / seconds, peak_flops(runtime.device)
+    return {
+        "train/tok_per_sec": rate,
+        "train/mfu": rate * flops_per_token / (peak * runtime.world_size) if peak else None,
+        "total_training_flops": flops_per_token * tokens_per_step * (step + 1),
+    }
 
 
 def is_due(step: int, every: int, last: bool) -> bool:

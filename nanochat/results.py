@@ -41,6 +41,7 @@ class Results:
         self.folder = paths.results_dir(tag)
         self.log_file = self.folder / f"{stage}.jsonl"
         self.lines = None
+        self.resume_step, self.beside = resume_step, {}
         self.full_disk = False
         self.wandb = None
         if not runtime.is_main:
@@ -65,10 +66,25 @@ class Results:
             self._despite_a_full_disk(self.lines.write, json.dumps({"step": step, **values}) + "\n")
         self._to_wandb("log", {"step": step, **values})
 
+    def log_beside(self, name: str, step: int, records: list[dict]) -> None:
+        """Lines that are read and not plotted, in results/<tag>/<stage>.<name>.jsonl."""
+        if not self.runtime.is_main:
+            return
+        if name not in self.beside:
+            path = self.folder / f"{self.stage}.{name}.jsonl"
+            if self.resume_step == -1:
+                path.unlink(missing_ok=True)
+            elif path.exists():
+                cut(path, self.resume_step, -1)
+            self.beside[name] = open(path, "a", buffering=1, encoding="utf-8")
+        lines = [json.dumps({"step": step, **record}, ensure_ascii=False) + "\n" for record in records]
+        self._despite_a_full_disk(self.beside[name].writelines, lines)
+
     def finish(self, summary: dict) -> None:
         """Write results/<tag>/<stage>.json."""
         if self.lines:
-            self._despite_a_full_disk(self.lines.close)
+            for file in (self.lines, *self.beside.values()):
+                self._despite_a_full_disk(file.close)
             started = datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="seconds")
             head = {"stage": self.stage, "tag": self.tag, "command": command_line(), "started": started}
             seconds = round(time.time() - self.started, 2)
@@ -116,6 +132,12 @@ def _precedes(line: bytes, step: int, measured_at: int) -> bool:
     if values is None:  # torn by a kill or a full disk
         return False
     return values["step"] < step or (values["step"] <= measured_at and "val/bpb" in values)
+
+
+def read_log(log: Path) -> list[dict]:
+    """The lines of a stage's log."""
+    with open(log, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def read(tag: str, stage: str) -> dict | None:

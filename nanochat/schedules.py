@@ -24,6 +24,11 @@ def learning_rate_by_progress(progress: float, warmup_ratio: float, warmdown_rat
     return left + (1 - left) * final_frac
 
 
+def linear_to_zero(it: int, num_iterations: int) -> float:
+    """For RL."""
+    return 1 - it / num_iterations
+
+
 def muon_momentum(it: int, num_iterations: int, warmdown_ratio: float, ramp_steps: int = 400) -> float:
     """0.85 -> 0.97 over the ramp, which has precedence; flat; then down to 0.90 with the learning rate.
 

@@ -9,9 +9,9 @@ import torch
 from nanochat.compilation import times_compiled
 from nanochat.memory import DeviceBatch
 from nanochat.optim import MuonAdamW
-from nanochat.progress import Progress
+from nanochat.progress import Progress, loss_and_bpb
 from nanochat.results import LiveLine, Results, clock
-from nanochat.runtime import Runtime, StopSignals, peak_flops
+from nanochat.runtime import Runtime, StopSignals
 from nanochat.saver import Saver
 from nanochat.training_step import Outcome, optimizer_step
 
@@ -30,21 +30,21 @@ def train(
     *,
     num_iterations: int,
     device_batch: DeviceBatch,
-    tokens_per_step: int,
-    flops_per_token: int,
     on_nan: str,
     set_rates: Callable[[int], float],
     measure: Callable[[int, bool], None],
     save: Callable[[int], None],
     examine: Callable[[int, bool], None],
-    describe: Callable[[int], dict] = lambda step: {},
+    describe: Callable[[int, float], dict],
+    headline: Callable[[dict, Progress], str] = loss_and_bpb,
 ) -> None:
     """Steps progress.step .. num_iterations - 1.
 
-    batches yields this rank's (inputs, targets) of each step. set_rates(step) sets the optimizer's rates and returns
-    the learning-rate multiplier. Before every step, and with last=True after the last: measure(step, last) what belongs
-    to a checkpoint, save(step) when the saver says so or a signal came, examine(step, last) what may take long.
-    describe(step) adds to what is logged. on_nan: "stop", or "skip" a step whose loss or gradient is not finite.
+    batches yields this rank's (inputs, targets, ...) of each step. set_rates(step) sets the optimizer's rates and
+    returns the learning-rate multiplier. Before every step, and with last=True after the last: measure(step, last) what
+    belongs to a checkpoint, save(step) when the saver says so or a signal came, examine(step, last) what may take long.
+    describe(step, seconds) adds to what is logged, train/tok_per_sec at least; headline(what is logged, progress) is
+    what the live line shows first. on_nan: "stop", or "skip" a step whose loss or gradient is not finite.
     """
 
     def news():
@@ -56,7 +56,6 @@ def train(
             f"--num-iterations {progress.step} or more, or go back with --resume-from-step"
         )
     live = LiveLine(runtime)
-    peak = peak_flops(runtime.device)
     scaling = runtime.dtype == torch.float16
     first_step, skipped_in_a_row, stop = progress.step, 0, False
     with StopSignals() as signals:
@@ -77,13 +76,13 @@ def train(
                 break
             examine(step, last)
             asked, graphs = time.perf_counter(), times_compiled()
-            inputs, targets = next(batches)
+            batch = next(batches)
             waited = time.perf_counter() - asked
             runtime.synchronize()
             begin = time.perf_counter()
             multiplier = set_rates(step)
             scale = progress.loss_scale if scaling else 1.0
-            outcome = optimizer_step(model, optimizer, inputs, targets, device_batch, runtime, scale, news)
+            outcome = optimizer_step(model, optimizer, batch, device_batch, runtime, scale, news)
             runtime.synchronize()
             seconds = time.perf_counter() - begin
             stop, *saver_news = outcome.news
@@ -107,32 +106,23 @@ def train(
                 if recompiled := times_compiled() - graphs:
                     runtime.print(f"step {step}: {recompiled} functions were compiled again")
                     results.log(step, {"train/recompiled": recompiled})
-            rate = tokens_per_step / seconds
-            achieved = rate * flops_per_token
-            mfu = achieved / (peak * runtime.world_size) if peak else None
-            results.log(
-                step,
-                {
-                    "train/loss": progress.smooth_loss if progress.ema_steps else None,
-                    "train/step_loss": outcome.loss if math.isfinite(outcome.loss) else None,
-                    "train/lrm": multiplier,
-                    "train/dt": seconds,
-                    "train/data_wait": waited / (waited + seconds),
-                    "train/tok_per_sec": rate,
-                    "train/mfu": mfu,
-                    "total_training_flops": flops_per_token * tokens_per_step * (step + 1),
-                    "total_training_time": progress.training_time,
-                    **({"train/skipped": progress.skipped} if progress.skipped else {}),
-                    **describe(step),
-                },
-            )
-            average = progress.training_time / progress.timed_steps if progress.timed_steps else seconds
+            values = {
+                "train/loss": progress.smooth_loss if progress.ema_steps else None,
+                "train/step_loss": outcome.loss if math.isfinite(outcome.loss) else None,
+                "train/lrm": multiplier,
+                "train/dt": seconds,
+                "train/data_wait": waited / (waited + seconds),
+                "total_training_time": progress.training_time,
+                **({"train/skipped": progress.skipped} if progress.skipped else {}),
+                **describe(step, seconds),
+            }
+            results.log(step, values)
+            mfu = values.get("train/mfu")
             live.show(
-                f"step {step + 1}/{num_iterations} | loss {progress.smooth_loss:.4f} "
-                f"| bpb {'-' if progress.val_bpb is None else format(progress.val_bpb, '.4f')} "
-                f"| lr x{multiplier:.2f} | {seconds * 1000:.0f} ms | {rate:,.0f} tok/s "
+                f"step {step + 1}/{num_iterations} | {headline(values, progress)} | lr x{multiplier:.2f} "
+                f"| {seconds * 1000:.0f} ms | {values['train/tok_per_sec']:,.0f} tok/s "
                 f"| {f'MFU {mfu:.1%} | ' if mfu else ''}{runtime.peak_memory() / 1e9:.1f} GB "
-                f"| ETA {clock(average * (num_iterations - step - 1))}",
+                f"| ETA {clock(progress.seconds_a_step(waited + seconds) * (num_iterations - step - 1))}",
                 last=step + 1 == num_iterations,
             )
     examine(num_iterations, True)

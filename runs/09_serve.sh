@@ -5,7 +5,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 commands() {
-  run python -m scripts.chat_web -i sft -g "$TAG"
+  run python -m scripts.chat_web -i "$(chat_source)" -g "$TAG"
 }
 
 stage 09_serve always "$@"

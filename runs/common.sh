@@ -172,6 +172,9 @@ load_profile() {
   . "$ROOT/runs/profiles.sh"
 }
 
+# The stage whose model one chats with.
+chat_source() { if [ -n "$RL_FLAGS" ]; then say rl; else say sft; fi; }
+
 # --------------------------------------------------------------------------------------------------------- commands
 
 # Prints a command as one would type it.

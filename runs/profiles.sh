@@ -87,7 +87,7 @@ case $PROFILE in
     SFT_FLAGS="--mixture=tiny --num-iterations=10 --device-batch-size=8 --total-batch-size=1024 --eval-every=10 --eval-tokens=4096 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
     CHAT_EVAL_FLAGS="--max-problems=4 --max-new-tokens=32"
-    RL_FLAGS=""
+    RL_FLAGS="--task=tiny --num-iterations=2 --examples-per-step=4 --num-samples=2 --max-new-tokens=16 --eval-every=2 --eval-examples=4 --eval-samples=2"
     DATA_TEXT="none: the tinyworld corpus (1 MB of text) is generated here"
     TIME_TEXT="about a minute on two CPU cores"
     DISK_GB=1
@@ -102,9 +102,9 @@ case $PROFILE in
     DATA_FLAGS="--megabytes=19"
     TOK_TRAIN_FLAGS=""
     # What two cores do in less than a quarter of an hour, SFT and examinations included.
-    TINY_STEPS=2500 TIME_TEXT="about 9 minutes on two CPU cores"
+    TINY_STEPS=2500 TIME_TEXT="about 12 minutes on two CPU cores"
     if [ "$GPUS" -eq 0 ] && ! multiplies_bfloat16; then
-      TINY_STEPS=1300 TIME_TEXT="about 14 minutes on two CPU cores without units for bfloat16"
+      TINY_STEPS=1300 TIME_TEXT="about 17 minutes on two CPU cores without units for bfloat16"
     fi
     # The rule of the depth would take hours on two cores, so batch, horizon, rates, decay and momentum ramp are stated.
     BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=64 --max-seq-len=256 --window-pattern=L --device-batch-size=8 --total-batch-size=2048 --compile=1 --num-iterations=$TINY_STEPS --in-order --no-scaling --scalar-lr=0.02 --smear-init=2 --smear-lr=0.01 --weight-decay=0.05 --warmup-steps=30 --momentum-ramp-steps=300 --eval-every=400 --save-every=400 --keep=2 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
@@ -112,7 +112,7 @@ case $PROFILE in
     SFT_FLAGS="--mixture=tiny --init-lr-frac=0.4 --scalar-lr=0.02 --smear-lr=0.01 --device-batch-size=8 --total-batch-size=4096 --compile=1 --eval-every=50 --eval-tokens=32768 --save-every=100 --keep=2 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
     CHAT_EVAL_FLAGS="--batch-size=64 --max-new-tokens=64"
-    RL_FLAGS=""
+    RL_FLAGS="--task=tiny --num-iterations=60 --examples-per-step=32 --num-samples=8 --max-new-tokens=32 --device-batch-size=64 --init-lr-frac=0.1 --scalar-lr=0.02 --smear-lr=0.01 --eval-every=30 --eval-examples=200 --save-every=20 --keep=2"
     DATA_TEXT="none: the tinyworld corpus (19 MB of text) is generated here"
     DISK_GB=1
     ;;

@@ -16,7 +16,7 @@ from nanochat.core_eval import evaluate_core
 from nanochat.download import DownloadError
 from nanochat.gpt import build_model
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
-from nanochat.progress import Progress, is_due, summary
+from nanochat.progress import Progress, is_due, summary, throughput
 from nanochat.samples import prompted
 from nanochat.scaling import REFERENCE_DEPTH, add_model_flags, check_model_flags, model_config, plan
 from nanochat.tokenizer import Tokenizer
@@ -189,6 +189,10 @@ def pretrain(args, machine):
                 for sample in prompted(model, tokenizer):
                     print(f"{sample['prompt']}|{sample['text']!r}")
 
+    def describe(step, seconds):
+        speed = throughput(step, seconds, the_plan.total_batch_size, the_plan.flops_per_token, machine)
+        return {**speed, "train/epoch": (step + 1) * rows_per_step / rows.num_rows}
+
     train(
         train_model,
         optimizer,
@@ -199,14 +203,12 @@ def pretrain(args, machine):
         keeper,
         num_iterations=num_iterations,
         device_batch=device_batch,
-        tokens_per_step=the_plan.total_batch_size,
-        flops_per_token=the_plan.flops_per_token,
         on_nan=args.on_nan,
         set_rates=set_rates,
         measure=measure,
         save=save,
         examine=examine,
-        describe=lambda step: {"train/epoch": (step + 1) * rows_per_step / rows.num_rows},
+        describe=describe,
     )
     sink.finish(
         {

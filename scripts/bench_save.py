@@ -62,7 +62,8 @@ def measure(args, machine, folder) -> dict:
         return time.perf_counter() - begin
 
     def step():
-        outcome = optimizer_step(model, optimizer, rows[:, :-1], rows[:, 1:], device_batch, machine, news=saver.news)
+        batch = (rows[:, :-1], rows[:, 1:])
+        outcome = optimizer_step(model, optimizer, batch, device_batch, machine, news=saver.news)
         saver.heard(outcome.news)
 
     saver.copies.result()

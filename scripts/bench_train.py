@@ -117,7 +117,7 @@ def measure(args, machine) -> dict:
         seconds, (inputs, targets) = timed(lambda: next(rows), machine)
         data_seconds.append(seconds)
         seconds, outcome = timed(
-            lambda: optimizer_step(train_model, optimizer, inputs, targets, device_batch, machine), machine
+            lambda: optimizer_step(train_model, optimizer, (inputs, targets), device_batch, machine), machine
         )
         step_seconds.append(seconds)
         losses.append(outcome.loss)

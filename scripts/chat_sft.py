@@ -13,7 +13,7 @@ from nanochat.compilation import compiled, will_compile
 from nanochat.download import DownloadError
 from nanochat.gpt import GPTConfig, build_model
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
-from nanochat.progress import Progress, is_due, summary
+from nanochat.progress import Progress, is_due, summary, throughput
 from nanochat.train import train
 from tasks import mixtures
 from tasks.arc import ARC
@@ -169,6 +169,11 @@ def teach(args, machine):
             machine.print(f"step {step}: ChatCORE {progress.chatcore:.4f}")
 
     flops_per_token = model.flops_per_token()
+
+    def describe(step, seconds):
+        speed = throughput(step, seconds, total_batch_size, flops_per_token, machine)
+        return {**speed, "train/epoch": (step + 1) * rows_per_step / rows.num_rows}
+
     train(
         train_model,
         optimizer,
@@ -179,14 +184,12 @@ def teach(args, machine):
         keeper,
         num_iterations=num_iterations,
         device_batch=device_batch,
-        tokens_per_step=total_batch_size,
-        flops_per_token=flops_per_token,
         on_nan=args.on_nan,
         set_rates=set_rates,
         measure=measure,
         save=save,
         examine=examine,
-        describe=lambda step: {"train/epoch": (step + 1) * rows_per_step / rows.num_rows},
+        describe=describe,
     )
     final = summary(progress, total_batch_size, flops_per_token, machine)
     sink.finish(

@@ -38,7 +38,8 @@ class Task:
 
 
 class Mixture(Task):
-    """Several tasks as one, their rows shuffled together once. A task listed twice is seen twice."""
+    """Several tasks as one, their rows shuffled together once. A task listed twice is seen twice. A conversation says
+    in "of" which of them it is from, and that one has the verdict."""
 
     name = "mixture"
 
@@ -52,7 +53,16 @@ class Mixture(Task):
 
     def __getitem__(self, index):
         t, row = self.rows[check_index(index, len(self))]
-        return self.tasks[t][row]
+        return {**self.tasks[t][row], "of": t}
+
+    def evaluate(self, conversation, answer):
+        return self.tasks[conversation["of"]].evaluate(conversation, answer)
+
+    def verdict(self, conversation, answer):
+        return self.tasks[conversation["of"]].verdict(conversation, answer)
+
+    def reward(self, conversation, answer):
+        return self.tasks[conversation["of"]].reward(conversation, answer)
 
 
 class Slice(Task):

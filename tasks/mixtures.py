@@ -1,6 +1,6 @@
-"""What fine-tuning teaches: the mixtures of scripts.chat_sft, by name."""
+"""What fine-tuning teaches and what reinforcement learning practises: the mixtures of scripts.chat_sft and chat_rl."""
 
-from tasks.common import Mixture, Slice
+from tasks.common import Mixture, Slice, Task
 from tasks.customjson import CustomJSON, identity
 from tasks.gsm8k import GSM8K
 from tasks.mmlu import MMLU
@@ -9,12 +9,13 @@ from tasks.spellingbee import SimpleSpelling, SpellingBee
 from tasks.tinyworld import TinyWorld
 
 NAMES = ("default", "tiny")
+PRACTICE = ("gsm8k", "tiny")
 
 # Conversations of each kind that the tiny profile is taught.
 TINY = {
     "facts": 7000,
     "arithmetic": 9000,
-    "arithmetic_hard": 250,
+    "arithmetic_hard": 150,
     "counting": 3500,
     "spelling": 1500,
     "multiple_choice": 8000,
@@ -23,6 +24,9 @@ TINY = {
     "identity": 300,
     "unknown": 1500,
 }
+
+# Questions of each kind that it practises.
+TINY_PRACTICE = {"arithmetic_hard": 5000, "arithmetic": 2000, "counting": 1000}
 
 
 def training(name: str, identity_file: str | None = None, mmlu_epochs: int = 3, gsm8k_epochs: int = 4) -> Mixture:
@@ -49,3 +53,17 @@ def validation(name: str) -> Mixture:
     if name == "tiny":
         return Mixture([TinyWorld(kind, "test", 100) for kind in ("facts_new_phrasing", "arithmetic", "stories")])
     return Mixture([SmolTalk("test"), Slice(MMLU("all", "test"), stop=5200), Slice(GSM8K("test"), stop=420)])
+
+
+def practice(name: str) -> Task:
+    """What is practised: questions whose answers earn a reward."""
+    if name == "gsm8k":
+        return GSM8K("train")
+    return Mixture([TinyWorld(kind, "practice", size) for kind, size in TINY_PRACTICE.items()])
+
+
+def held_out(name: str) -> Task:
+    """Questions of the same kind that are not practised."""
+    if name == "gsm8k":
+        return GSM8K("test")
+    return Mixture([TinyWorld(kind, "test", 1000) for kind in TINY_PRACTICE])

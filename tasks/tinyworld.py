@@ -94,9 +94,46 @@ Say how many {l} {w} may have. | How many {l} {w} has is my question. | Do you k
 I want to know how many {l} {w} has. | Tell me how many {l} {w} has. | Please say how many {l} {w} holds.
 """)
 
+# Besides the wordings of reading, which all have two steps: what fine-tuning shows, a few times each, and what is only
+# practised, by its results.
+SHOWN_HARD = """
+{p} has {a} {g}, finds {b} and loses {c}. How many are left? = {a}+{b}-{c}
+If I add {a} and {b}, then multiply by {d}, what comes out? = ({a}+{b})*{d}
+What is {a} + {b} - {c} + {d}? = {a}+{b}-{c}+{d}
+What is {a} * {b} + {c} - {d}? = {a}*{b}+{c}-{d}
+What is ({a} + {b}) * {d} - {c}? = ({a}+{b})*{d}-{c}
+Add {a} and {b}, multiply by {d} and subtract {c}. = ({a}+{b})*{d}-{c}
+{p} buys {a} boxes with {b} {g} and {c} bags with {d} {g}. How many is that? = {a}*{b}+{c}*{d}
+What is {a} * {b} + {c} * {d} - {e}? = {a}*{b}+{c}*{d}-{e}
+""".strip().splitlines()
+PRACTICE_HARD = """
+How much is {a} times {b} plus {c}? = {a}*{b}+{c}
+Multiply {a} by {b} and add {c}. = {a}*{b}+{c}
+Multiply {a} by {b} and subtract {c}. = {a}*{b}-{c}
+Add {a} and {b} and then multiply by {d}. = ({a}+{b})*{d}
+I add {a} and {b}, then I multiply by {d}. What do I get? = ({a}+{b})*{d}
+{p} adds {a} and {b}, then multiplies by {d}. Which number is right? = ({a}+{b})*{d}
+{p} has {a} {g} and {b} more. Then {c} are lost. How many are left? = {a}+{b}-{c}
+{p} has {a} {g} and finds {b}, but loses {c}. How many are there now? = {a}+{b}-{c}
+Of {a} {g} and {b} others, {c} are lost. How many are left? = {a}+{b}-{c}
+How much is {a} + {b} - {c} + {d}? = {a}+{b}-{c}+{d}
+Tell me {a} plus {b} minus {c} plus {d}. = {a}+{b}-{c}+{d}
+Calculate {a} plus {b} minus {c} plus {d}. = {a}+{b}-{c}+{d}
+{p} has {a} {g}, gets {b}, loses {c} and finds {d}. How many are left? = {a}+{b}-{c}+{d}
+How much is {a} * {b} + {c} - {d}? = {a}*{b}+{c}-{d}
+Multiply {a} by {b}, add {c} and subtract {d}. = {a}*{b}+{c}-{d}
+Calculate ({a} + {b}) * {d} - {c}. = ({a}+{b})*{d}-{c}
+How much is {a} * {b} + {c} * {d}? = {a}*{b}+{c}*{d}
+There are {a} boxes with {b} {g} and {c} bags with {d} {g}. How many in all? = {a}*{b}+{c}*{d}
+{p} has {a} bags of {b} {g} and {c} boxes of {d} {g}. How many is that? = {a}*{b}+{c}*{d}
+How much is {a} * {b} + {c} * {d} - {e}? = {a}*{b}+{c}*{d}-{e}
+Calculate {a} * {b} + {c} * {d} - {e}. = {a}*{b}+{c}*{d}-{e}
+""".strip().splitlines()
+
 TRAIN_KINDS = (
     "facts arithmetic arithmetic_hard counting spelling multiple_choice stories smalltalk identity unknown".split()
 )
+PRACTICE_KINDS = ("arithmetic", "arithmetic_hard", "counting")
 TEST_KINDS = """
 facts_new_phrasing facts_never_asked arithmetic arithmetic_hard counting spelling multiple_choice stories
 unknown_refused known_refused
@@ -130,7 +167,7 @@ class TinyWorld(Task):
     """Conversations of one kind. Besides `messages`, those of the test split carry what `evaluate` needs."""
 
     def __init__(self, kind: str, split: str, size: int | None = None):
-        kinds = {"train": TRAIN_KINDS, "test": TEST_KINDS}
+        kinds = {"train": TRAIN_KINDS, "practice": PRACTICE_KINDS, "test": TEST_KINDS}
         if split not in kinds or kind not in kinds[split]:
             known = "; ".join(f"{name}: {' '.join(members)}" for name, members in kinds.items())
             raise ValueError(f"no tiny world task of kind {kind!r} in split {split!r}; there are {known}")
@@ -199,21 +236,22 @@ class TinyWorld(Task):
         return _conversation(pairs, expected="")
 
     def _arithmetic(self, index, rng):
-        forms = skills.PROBLEMS if self.split == "train" else TEST_PROBLEMS
+        forms = TEST_PROBLEMS if self.split == "test" else skills.PROBLEMS
         asked, expression, _ = skills.problem(rng, forms)
         if self.split == "train" and rng.random() < 0.15:
             asked = f"{text.opener(rng)} {asked}"
         return _with_tool(asked, expression)
 
     def _arithmetic_hard(self, index, rng):
-        forms = skills.HARD if self.split == "train" else TEST_HARD
+        taught = [*skills.HARD, *SHOWN_HARD]
+        forms = {"train": taught, "practice": SHOWN_HARD + PRACTICE_HARD, "test": TEST_HARD}[self.split]
         asked, expression, _ = skills.hard_problem(rng, forms)
         return _with_tool(asked, expression)
 
     def _counting(self, index, rng):
         word = rng.choice(WORDS.split())
         letter = skills.letter_in(word, rng)
-        forms = [*skills.COUNTING, *LETTER_BEFORE_WORD] if self.split == "train" else TEST_COUNTING
+        forms = TEST_COUNTING if self.split == "test" else [*skills.COUNTING, *LETTER_BEFORE_WORD]
         return _with_tool(skills.counting_question(word, letter, rng, forms), f"'{word}'.count('{letter}')")
 
     def _spelling(self, index, rng):

@@ -40,7 +40,7 @@ def main(tag, last):
             multiplier = schedules.learning_rate(step, STEPS, 2, 0.5, 0.1)
             optimizer.set_rates(multiplier, schedules.muon_momentum(step, STEPS, 0.5, 10), 1.0)
             inputs, targets = next(reader)
-            optimizer_step(model, optimizer, inputs, targets, device_batch, machine)
+            optimizer_step(model, optimizer, (inputs, targets), device_batch, machine)
             seen = [row for part in machine.gather(inputs.tolist()) for row in part]
             machine.print("rows", step, zlib.crc32(str(seen).encode()))
         save_checkpoint(folder, last, model, optimizer, {}, machine)

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from nanochat import checkpoint, dataset, paths, results, tinyworld, train
 from nanochat.saver import Saver
 from nanochat.tokenizer import Tokenizer
-from scripts import base_train, chat_sft, tok_train
+from scripts import base_train, chat_rl, chat_sft, tok_train
 from tasks import mixtures
+from tasks.common import Task, check_index
 
 REPOSITORY = Path(__file__).parent.parent
 STEPS = 12
@@ -28,7 +29,11 @@ BASE = f"{CORPUS} {SHAPE} {OFTEN} --no-scaling --warmup-steps 2 --core-metric-ev
 GENTLE = "--embedding-lr 0.02 --unembedding-lr 0.001 --matrix-lr 0.002 --scalar-lr 0.02"
 SFT = f"--mixture tiny --max-seq-len 64 {OFTEN} --chatcore-every -1"
 TINY = {"facts": 40, "arithmetic": 20, "counting": 10, "multiple_choice": 10, "stories": 20, "unknown": 10}
+RL = (
+    "--examples-per-step 4 --num-samples 4 --max-new-tokens 12 --device-batch-size 3 --device-type cpu --scalar-lr 0.02"
+)
 CLOCKS = {"train/dt", "train/data_wait", "train/tok_per_sec", "train/mfu", "total_training_time"}
+CLOCKS |= {"rollout/dt", "rollout/tok_per_sec"}
 
 
 def make_world(folder):
@@ -60,6 +65,36 @@ def teach(tag, more=""):
     chat_sft.main(chat_sft.parse_args(f"{SFT} --model-tag {tag} {more}".split()))
 
 
+class Letters(Task):
+    """Say the letter e: what a model that knows nothing can learn from rewards."""
+
+    name = "letters"
+
+    def __init__(self, size=30):
+        self.size = size
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        asked = {"role": "user", "content": f"What is {check_index(index, self.size)}?"}
+        return {"messages": [asked, {"role": "assistant", "content": "e"}]}
+
+    def evaluate(self, conversation, answer):
+        return "e" in answer
+
+    def reward(self, conversation, answer):
+        return min(answer.count("e"), 6) / 6
+
+
+def practise(tag, more=""):
+    """RL on Letters."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixtures, "practice", lambda name: Letters())
+        patch.setattr(mixtures, "held_out", lambda name: Letters(8))
+        chat_rl.main(chat_rl.parse_args(f"{RL} --model-tag {tag} {more}".split()))
+
+
 def lines(tag, stage="base_train"):
     """The logged lines without what a clock said."""
     logged = read_jsonl(paths.results_dir(tag) / f"{stage}.jsonl")
@@ -81,7 +116,7 @@ def assert_same_files(one, other):
 
 def assert_same_run(one, other, stage="base"):
     """Two tags: the same lines, weights, moments and progress, to the bit."""
-    log = {"base": "base_train", "sft": "chat_sft"}[stage]
+    log = {"base": "base_train", "sft": "chat_sft", "rl": "chat_rl"}[stage]
     assert lines(one, log) == lines(other, log)
     folder, other_folder = checkpoint.find(stage, one), checkpoint.find(stage, other)
     assert folder.name == other_folder.name
@@ -89,6 +124,8 @@ def assert_same_run(one, other, stage="base"):
     progress, other_progress = (checkpoint.read_meta(path)["progress"] for path in (folder, other_folder))
     clocks = {"training_time": 0, "waiting_time": 0, "timed_steps": 0}
     assert progress | clocks == other_progress | clocks
+    if stage == "rl":
+        return
     final, other_final = (results.read(tag, log)["final"] for tag in (one, other))
     for key in ("step", "train_loss", "val_bpb", "min_val_bpb", "tokens", "total_training_flops"):
         assert final[key] == other_final[key], key
@@ -112,8 +149,8 @@ def kill_in_step(patch, number):
     patch.setattr(train, "optimizer_step", dying)
 
 
-def rename_model(tag):
-    for path in paths.checkpoint_dir("base", tag).glob("*/meta.json"):
+def rename_model(tag, stage="base"):
+    for path in paths.checkpoint_dir(stage, tag).glob("*/meta.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"tag": tag}))
 
 

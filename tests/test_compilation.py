@@ -105,7 +105,7 @@ def test_what_is_compiled_after_the_first_steps_is_told(monkeypatch, capsys):
     saver = MagicMock(due=lambda step, last: False, news=lambda: [], heard=lambda news: None)
     train.train(
         model, optimizer_of(model), iter([rows()] * 12), Progress(), CPU, MagicMock(), saver, num_iterations=12,
-        device_batch=DeviceBatch(3, CPU), tokens_per_step=72, flops_per_token=1, on_nan="stop",
+        device_batch=DeviceBatch(3, CPU), on_nan="stop", describe=lambda step, seconds: {"train/tok_per_sec": 1.0},
         set_rates=lambda step: 1.0, measure=lambda *args: None, save=lambda *args: None, examine=lambda *args: None,
     )  # fmt: skip
     told = [line for line in capsys.readouterr().out.splitlines() if "compiled again" in line]

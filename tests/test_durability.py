@@ -428,7 +428,7 @@ def test_nothing_of_a_step_that_ran_out_of_memory_outlives_it():
     rows = torch.ones(8, 4)
     device_batch = DeviceBatch(8, CPU)
     optimizer = optimizer_of(random_model(small_config(64)))
-    training_step.accumulate(model, optimizer, rows, rows, device_batch, 1.0, torch.tensor(3))
+    training_step.accumulate(model, optimizer, (rows, rows), device_batch, 1.0, torch.tensor(3))
     assert device_batch.rows == 2 and alive[:3] == [[], [], []]
 
 

@@ -28,7 +28,7 @@ def test_a_scaled_loss_makes_the_same_step():
     for scale in (1.0, 2.0**15):
         model = random_model(config)
         optimizer = optimizer_of(model)
-        outcome = optimizer_step(model, optimizer, idx[:, :-1], idx[:, 1:], DeviceBatch(2, CPU), CPU, scale)
+        outcome = optimizer_step(model, optimizer, (idx[:, :-1], idx[:, 1:]), DeviceBatch(2, CPU), CPU, scale)
         assert outcome.finite and 1 < outcome.loss < 30
         weights.append(torch.cat([parameter.flatten() for parameter in model.parameters()]))
     assert torch.allclose(*weights, rtol=1e-6, atol=1e-7)

@@ -118,15 +118,17 @@ def test_the_gpt2_dry_run_is_the_gpt2_speedrun(bash):
     assert identity == "python dev/make_identity.py"
     assert sft.startswith(f"{run} scripts.chat_sft -- --mixture=default") and "--identity" not in sft
     assert chat_eval == f"{run} scripts.chat_eval -- -i sft -g d24"  # all six tasks
-    assert rl.startswith(("# 07_rl", f"{run} scripts.chat_rl"))
+    assert rl.startswith("# 07_rl: off in profile gpt2") and f"{run} scripts.chat_rl -- --model-tag=d24" in rl
     assert report == "python -m nanochat.report generate --model-tag=d24"
 
 
 @pytest.mark.parametrize("profile", ["smoke", "tiny"])
 def test_small_profiles_run_offline_in_one_process(bash, profile):
     lines = dry(bash, "--profile", profile)
-    wanted = "tinyworld tok_train dataset tok_eval base_train base_eval chat_sft chat_eval report".split()
-    assert [name.split(".")[1] for name in modules(lines) if not name.endswith("chat_rl")] == wanted
+    wanted = (
+        "tinyworld tok_train dataset tok_eval base_train base_eval chat_sft chat_eval chat_rl chat_eval report".split()
+    )
+    assert [name.split(".")[1] for name in modules(lines)] == wanted
     assert not [line for line in lines if "torchrun" in line or "climbmix" in line]
     assert len([line for line in lines if f"={profile}" in line or f"-g {profile}" in line]) >= 5
 

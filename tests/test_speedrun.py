@@ -103,7 +103,8 @@ def clone(tmp_path):
     return Clone(tmp_path)
 
 
-ALL = "tinyworld tok_train dataset tok_eval base_train base_eval chat_sft chat_eval report".split()
+ALL = "tinyworld tok_train dataset tok_eval base_train base_eval chat_sft chat_eval chat_rl chat_eval report".split()
+FROM_SFT = ALL[6:]
 
 
 def test_a_rerun_skips_what_is_done(clone):
@@ -119,7 +120,7 @@ def test_it_says_what_it_will_do_and_how_to_chat(clone):
     assert [line.split()[0] for line in lines[:5]] == ["profile", "model", "download", "time", "lands"]
     assert lines[5] == ""
     assert lines[-2] == f"report: {clone.root}/report.md" and (clone.root / "report.md").read_text() == "# Report\n"
-    assert lines[-1].endswith(".venv/bin/python -m scripts.chat_cli -g tiny")
+    assert lines[-1].endswith(".venv/bin/python -m scripts.chat_cli -i rl -g tiny")
     assert str(clone.base) in lines[-1]
 
 
@@ -131,9 +132,9 @@ def test_the_report_lands_where_one_is(clone, tmp_path):
 def test_changed_inputs_are_done_again_with_everything_that_stands_on_them(clone):
     clone.run()
     clone.change_setting("SFT_FLAGS", "--device-batch-size=3")
-    assert clone.run() == ["chat_sft", "chat_eval", "report"]
+    assert clone.run() == FROM_SFT
     clone.change_setting("BASE_TRAIN_FLAGS", "--num-iterations=3")
-    assert clone.run() == ["base_train", "base_eval", "chat_sft", "chat_eval", "report"]
+    assert clone.run() == ALL[4:]
     clone.change_setting("VOCAB_SIZE", 333)
     assert clone.run() == ALL[1:]
     clone.change_setting("DATA_FLAGS", "--seed=3")
@@ -145,13 +146,13 @@ def test_what_a_description_says_is_an_input(clone, tmp_path):
     (tmp_path / "me.txt").write_text("name: Ann")
     mine = dict(folder=tmp_path, script=str(clone.root / "speedrun.sh"), IDENTITY="me.txt")
     clone.run()
-    assert clone.run(**mine) == ["make_identity", *ALL[-3:]]
+    assert clone.run(**mine) == ["make_identity", *FROM_SFT]
     calls = (clone.bin / "calls").read_text()
     file = clone.base / "task_data" / "identity_of_me.jsonl"
     assert f"--about={tmp_path}/me.txt --output={file} --force\n" in calls and f" --identity={file} " in calls
     assert clone.run(**mine) == ["report"]
     (tmp_path / "me.txt").write_text("name: Bob")
-    assert clone.run(**mine) == ["make_identity", *ALL[-3:]]
+    assert clone.run(**mine) == ["make_identity", *FROM_SFT]
 
 
 def test_number_of_gpus_and_wandb_name_are_no_inputs(clone):
@@ -195,17 +196,17 @@ def test_ctrl_c_leaves_no_mark(clone):
 
 def test_from_and_only_redo_finished_stages(clone):
     clone.run()
-    assert clone.run("--from", "sft") == ["chat_sft", "chat_eval", "report"]
+    assert clone.run("--from", "sft") == FROM_SFT
     assert clone.run("--only", "4") == ["base_eval"]
     assert clone.run() == ["report"]
     assert clone.run("--only", "pretrain") == ["base_train"]
-    assert clone.run() == ["base_eval", "chat_sft", "chat_eval", "report"]
+    assert clone.run() == ALL[5:]
 
 
 def test_a_deleted_mark_redoes_what_stands_on_it(clone):
     clone.run()
     clone.mark("05_sft").unlink()
-    assert clone.run() == ["chat_sft", "chat_eval", "report"]
+    assert clone.run() == FROM_SFT
 
 
 def test_another_profile_on_the_same_corpus_does_not_undo_a_model(clone):

@@ -352,26 +352,26 @@ class Numbers(Task):
         return self.size
 
     def __getitem__(self, index):
-        return f"{self.name}{range(self.size)[index]}"
+        return {"asked": f"{self.name}{range(self.size)[index]}"}
 
     def evaluate(self, conversation, answer):
-        return conversation == answer
+        return conversation["asked"] == answer
 
 
 def test_mixture_holds_every_row_once_in_a_seeded_order():
     a, b = Numbers("a", 30), Numbers("b", 10)
     mixture = Mixture([a, b, b])
-    assert sorted(mixture) == sorted([*a, *b, *b])
+    assert sorted(row["asked"] for row in mixture) == sorted(row["asked"] for row in [*a, *b, *b])
     assert list(mixture) == list(Mixture([a, b, b])) != list(Mixture([a, b, b], seed=1))
     pairs = [(t, row) for t, size in enumerate((30, 10, 10)) for row in range(size)]
     random.Random(42).shuffle(pairs)
-    assert list(mixture) == [f"{'abb'[t]}{row}" for t, row in pairs]
+    assert list(mixture) == [{"asked": f"{'abb'[t]}{row}", "of": t} for t, row in pairs]
 
 
 def test_slice_is_a_part_of_a_task():
     part = Slice(Numbers("a", 10), 2, 5)
-    assert list(part) == ["a2", "a3", "a4"] and len(part) == 3
-    assert part.name == "a" and part.evaluate("a2", "a2")
+    assert [row["asked"] for row in part] == ["a2", "a3", "a4"] and len(part) == 3
+    assert part.name == "a" and part.evaluate(part[0], "a2")
 
 
 def test_tasks_travel_between_processes(serve, words):

@@ -46,6 +46,7 @@ def flat(wordings):
 def training_templates():
     rooms = (tinyworld_documents, tinyworld_text, tinyworld_skills)
     tables = [value for room in rooms for name, value in vars(room).items() if name.isupper() and name != "SHARES"]
+    tables += [chat.LETTER_BEFORE_WORD, chat.SHOWN_HARD, chat.PRACTICE_HARD]
     found = [text for table in tables if isinstance(table, (str, dict, list)) for text in flat(table)]
     topics = flat(tinyworld_text.TOPICS)
     return [text.replace("{t}", topic) for text in found for topic in (topics if "{t}" in text else [""])]
@@ -168,6 +169,7 @@ def test_no_test_template_shares_four_words_with_a_training_template():
 
 def test_no_test_template_shares_four_words_with_a_training_text(reading):
     asked = [text for kind in chat.TRAIN_KINDS for text in questions(kind, "train", 300)]
+    asked += [text for kind in chat.PRACTICE_KINDS for text in questions(kind, "practice", 300)]
     trained = set().union(*(grams(text) for text in reading + asked))
     for template in examination_templates():
         for part in SLOT.split(template):
@@ -222,7 +224,7 @@ def test_an_answer_that_hedges_or_is_wrong_does_not_count():
 
 def test_the_calculator_gives_what_the_conversation_says():
     for kind in ("arithmetic", "arithmetic_hard", "counting"):
-        for split in ("train", "test"):
+        for split in ("train", "practice", "test"):
             for one in conversations(kind, split, 100):
                 code, output, said = (part["text"] for part in one["messages"][-1]["content"])
                 assert calculator(code) == output == one["expected"] and said == f"The answer is {output}."
