@@ -255,6 +255,20 @@ def training(found: dict) -> str:
     return "\n\n".join(parts)
 
 
+def practice(found: dict) -> str:
+    """Reinforcement learning: how it went, and what it did to held-out questions."""
+    parts = [bullets(flat(found.get("final", {})) | {"time": duration(found.get("seconds"))})]
+    titles = {"course": "Means over each part of the run", "examinations": "Held-out questions"}
+    for key, title in titles.items():
+        if lines := found.get(key):
+            names = list(lines[0])
+            head = ["up to step" if name == "step" else name.replace("_", " ") for name in names]
+            parts.append(
+                f"### {title}\n\n" + table(head, [[number(line.get(name)) for name in names] for line in lines])
+            )
+    return "\n\n".join(parts)
+
+
 def base_evaluation(found: dict) -> str:
     parts = []
     if found.get("bpb"):
@@ -345,7 +359,7 @@ def markdown(tag: str, stages: dict, size: dict, seconds: float | None = None) -
         "base_eval": ("Base model: evaluation", base_evaluation),
         "chat_sft": ("Fine-tuning (SFT)", training),
         "chat_eval_sft": ("Chat evaluation after SFT", chat_evaluation),
-        "chat_rl": ("Reinforcement learning", training),
+        "chat_rl": ("Reinforcement learning", practice),
         "chat_eval_rl": ("Chat evaluation after RL", chat_evaluation),
     }
     for stage, (title, room) in rooms.items():

@@ -133,13 +133,17 @@ def test_scores_are_fractions_by_name_and_absent_ones_are_left_out(everything):
 
 
 def test_the_final_table_compares_the_stages(everything):
-    put("d4", "chat_rl", 50.0, final={"step": 4, "reward": 0.5})
+    examined = [{"step": 0, "pass@1": 0.25, "pass@2": 0.5}, {"step": 4, "pass@1": 0.75, "pass@2": 0.875}]
+    course = [{"step": 1, "reward": 0.1875, "kl": 0.0}, {"step": 3, "reward": 0.5, "kl": 0.125}]
+    put("d4", "chat_rl", 50.0, final={"step": 4, "reward": 0.5}, examinations=examined, course=course)
     put("d4", "chat_eval_rl", 10.0, source="rl", step=4, tasks={"arithmetic": chat_task(0.9921875)}, chatcore=None)
     text = report.generate("d4").read_text()
     assert "| metric | base | sft | rl |" in text
     assert "| arithmetic | - | 0.8750 | 0.9922 |" in text
     assert "| CORE | 0.2812 | - | - |" in text
-    assert "Reinforcement learning" in text
+    practised = text[text.index("## Reinforcement learning") : text.index("## Chat evaluation after RL")]
+    assert "| up to step | pass@1 | pass@2 |" in practised and "| 4 | 0.7500 | 0.8750 |" in practised
+    assert "| 3 | 0.5000 | 0.1250 |" in practised
     numbers = json.loads((paths.results_dir("d4") / "report.json").read_text())
     assert numbers["metrics"]["arithmetic"] == {"sft": 0.875, "rl": 0.9921875}
     assert numbers["total_seconds"] == 660.0

@@ -31,7 +31,7 @@ from nanochat.engine import Engine, Request
 from nanochat.memory import DeviceBatch
 from nanochat.rollouts import Rollout, compare, entropy_and_kl, policy_loss, rows_of, sample
 from nanochat.training_step import optimizer_step
-from scripts import chat_rl
+from scripts import bench_rl, chat_rl
 from tasks import mixtures
 from tasks.common import Mixture
 from tasks.tinyworld import TinyWorld
@@ -336,6 +336,15 @@ def test_two_ranks_take_the_same_steps_as_one(world):
         assert value.dtype == torch.float64
         assert torch.allclose(value, others[name], rtol=0, atol=1e-9), name
     assert max((weights[name] - start[name]).abs().max().item() for name in start) > 1e-4
+
+
+def test_the_benchmark_compares_three_ways_to_the_same_answers(world, capsys, monkeypatch):
+    monkeypatch.setattr(mixtures, "practice", lambda name: Letters())
+    flags = "--task tiny --examples-per-step 3 --num-samples 4 --max-new-tokens 8 --rounds 1 --device-type cpu"
+    bench_rl.main(bench_rl.parse_args(flags.split()))
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["answers_that_differ"] == 0 and found["tokens"] > 20
+    assert found["speedup_over"].keys() == {"by_question", "by_answer"} and min(found["tok_per_sec"].values()) > 0
 
 
 # -- mistakes
