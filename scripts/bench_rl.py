@@ -1,6 +1,6 @@
-"""How fast the answers of a step of reinforcement learning are sampled, in turns, by a trained chat model: all together,
-as scripts.chat_rl does it; one question after the other, its answers together; and one answer after the other. The last
-line is JSON.
+"""How fast the answers of a step of reinforcement learning are sampled, in turns, by a trained chat model: all of them
+together, as scripts.chat_rl does it; one question after the other, its answers together; one answer after the other.
+The last line is JSON.
 
 python -m scripts.bench_rl --task tiny --max-new-tokens 32
 """

@@ -39,7 +39,7 @@ def parse_args(argv=None):
     add("--examples-per-step", type=int, default=16, help="questions a step, over all ranks")
     add("--num-samples", type=int, default=16, help="answers to each question")
     add("--max-new-tokens", type=int, default=256)
-    add("--temperature", type=float, default=1.0)
+    add("--temperature", type=float, default=1.0, help="of the sampled answers; they are learned from at 1")
     add("--top-k", type=int, default=50)
     # learning
     add("--device-batch-size", type=int, default=8, help="answers that are learned from at once")
@@ -66,8 +66,8 @@ def parse_args(argv=None):
         parser.error("--num-samples is 1; expected 2 or more: an answer is compared with others to its question")
     if args.temperature <= 0:
         parser.error(f"--temperature is {args.temperature}; expected more than 0: else all answers are the same")
-    if args.seed < 0 or args.top_k < 0:
-        parser.error(f"--seed is {args.seed} and --top-k {args.top_k}; expected 0 or more")
+    if min(args.seed, args.top_k, args.log_questions) < 0:
+        parser.error("--seed, --top-k and --log-questions are 0 or more")
     saver.check_flags(parser, args)
     return args
 

@@ -357,6 +357,7 @@ def test_the_benchmark_compares_three_ways_to_the_same_answers(world, capsys, mo
         ("--temperature 0", "expected more than 0"),
         ("--examples-per-step 0", "1 or more"),
         ("--seed -1", "0 or more"),
+        ("--log-questions -1", "0 or more"),
         ("--task letters", "invalid choice"),
     ],
 )
