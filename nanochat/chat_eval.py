@@ -155,9 +155,10 @@ def write_answers(
 
     Every prompt is read whole and every answer may take all of its tokens, beyond the length of the training rows too.
     """
+    if not problems:  # of this rank, where there are more ranks
+        return
     prompts = {i: chat.prompt(tokenizer, conversation) for i, conversation in problems.items()}
-    longest = max(map(len, prompts.values()), default=0)
-    max_length = longest + sampling["max_tokens"]
+    max_length = max(map(len, prompts.values())) + sampling["max_tokens"]
     engine = Engine(model, tokenizer, max_rows=batch_size, max_length=max_length, static=static)
     index_of, tokens_of = {}, {}  # by request id
     for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # the longest do not end alone

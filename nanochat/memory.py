@@ -66,10 +66,13 @@ def choose_rows(
 
 
 def rollouts_that_fit(asked: int, config: GPTConfig, length: int, runtime: Runtime) -> int:
-    """Answers under way at once, prompt and answer of `length` tokens: as many as asked for, or as fit beside what
-    learning keeps, into half of the rest."""
+    """Answers under way at once, of `length` tokens with their prompts: as many as asked for, or with a line that says
+    so as many as fit into half of what is left beside weights, gradients and optimizer state."""
     room = (runtime.free_memory() - fixed_bytes(config, runtime.world_size, runtime.dtype)) // 2
-    return max(1, min(asked, room // KVCache.row_bytes(config, length, runtime.dtype)))
+    fitting = max(1, min(asked, room // KVCache.row_bytes(config, length, runtime.dtype)))
+    if fitting < asked:
+        print(f"rank {runtime.rank}: memory for {fitting} answers at once, of the {asked} of a step", flush=True)
+    return fitting
 
 
 class DeviceBatch:
@@ -85,7 +88,8 @@ class DeviceBatch:
             raise error
         if self.rows == 1:
             raise ValueError(
-                "one row does not fit into the memory of the device: a smaller --depth or --max-seq-len is needed"
+                "one row does not fit into the memory of the device: a smaller --depth, --max-seq-len, or in RL "
+                "--max-new-tokens is needed"
             ) from error
         self.rows //= 2
         print(

@@ -30,6 +30,14 @@ class Progress:
     def as_dict(self) -> dict:
         return asdict(self)
 
+    def check_ahead(self, num_iterations: int) -> None:
+        """That a run of so many steps can go on from here."""
+        if self.step > num_iterations:
+            raise ValueError(
+                f"the checkpoint has {self.step} steps behind it, and this run is of {num_iterations}: give "
+                f"--num-iterations {self.step} or more, or go back with --resume-from-step"
+            )
+
     def saw_loss(self, loss: float) -> None:
         """Count a step's loss into the moving average."""
         self.ema_loss = LOSS_EMA * self.ema_loss + (1 - LOSS_EMA) * loss

@@ -35,23 +35,23 @@ class Results:
         resume_step: int = -1,
         measured_at: int = -1,
         wandb_id: str | None = None,
+        beside: str = "",
     ):
         self.stage, self.tag, self.runtime, self.config = stage, tag, runtime, config or {}
         self.started = time.time()
         self.folder = paths.results_dir(tag)
         self.log_file = self.folder / f"{stage}.jsonl"
         self.lines = None
-        self.resume_step, self.beside = resume_step, {}
+        self.beside_file = self.folder / f"{stage}.{beside}.jsonl"
+        self.beside = None
         self.full_disk = False
         self.wandb = None
         if not runtime.is_main:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        if resume_step == -1:
-            self.log_file.unlink(missing_ok=True)
-        elif self.log_file.exists():
-            cut(self.log_file, resume_step, measured_at)
-        self.lines = open(self.log_file, "a", buffering=1, encoding="utf-8")
+        self.lines = open_log(self.log_file, resume_step, measured_at)
+        if beside:
+            self.beside = open_log(self.beside_file, resume_step)
         if run != "dummy":
             self.wandb = start_wandb(project, run, self.config, wandb_id)
 
@@ -63,28 +63,29 @@ class Results:
     def log(self, step: int, values: dict) -> None:
         """values: wandb's key -> number."""
         if self.lines:
-            self._despite_a_full_disk(self.lines.write, json.dumps({"step": step, **values}) + "\n")
+            self._despite_a_full_disk(self.log_file, self.lines.write, json.dumps({"step": step, **values}) + "\n")
         self._to_wandb("log", {"step": step, **values})
 
-    def log_beside(self, name: str, step: int, records: list[dict]) -> None:
-        """Lines that are read and not plotted, in results/<tag>/<stage>.<name>.jsonl."""
-        if not self.runtime.is_main:
-            return
-        if name not in self.beside:
-            path = self.folder / f"{self.stage}.{name}.jsonl"
-            if self.resume_step == -1:
-                path.unlink(missing_ok=True)
-            elif path.exists():
-                cut(path, self.resume_step, -1)
-            self.beside[name] = open(path, "a", buffering=1, encoding="utf-8")
-        lines = [json.dumps({"step": step, **record}, ensure_ascii=False) + "\n" for record in records]
-        self._despite_a_full_disk(self.beside[name].writelines, lines)
+    def log_beside(self, step: int, records: list[dict]) -> None:
+        """Lines that people read, in a file of their own."""
+        if self.beside:
+            lines = [json.dumps({"step": step, **record}, ensure_ascii=False) + "\n" for record in records]
+            self._despite_a_full_disk(self.beside_file, self.beside.writelines, lines)
+
+    def logged(self) -> list[dict]:
+        """All lines of the log so far, on rank 0; those that a kill or a full disk has torn are left out."""
+        if not self.lines:
+            return []
+        self._despite_a_full_disk(self.log_file, self.lines.flush)
+        values = (parsed(line) for line in self.log_file.read_bytes().splitlines(keepends=True))
+        return [line for line in values if line is not None]
 
     def finish(self, summary: dict) -> None:
         """Write results/<tag>/<stage>.json."""
         if self.lines:
-            for file in (self.lines, *self.beside.values()):
-                self._despite_a_full_disk(file.close)
+            self._despite_a_full_disk(self.log_file, self.lines.close)
+            if self.beside:
+                self._despite_a_full_disk(self.beside_file, self.beside.close)
             started = datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="seconds")
             head = {"stage": self.stage, "tag": self.tag, "command": command_line(), "started": started}
             seconds = round(time.time() - self.started, 2)
@@ -92,13 +93,13 @@ class Results:
             paths.write_json(self.folder / f"{self.stage}.json", {**head, **summary, **tail})
         self._to_wandb("finish")
 
-    def _despite_a_full_disk(self, act, *args) -> None:
+    def _despite_a_full_disk(self, file: Path, act, *args) -> None:
         """A log with a hole is better than no training: one line says so."""
         try:
             act(*args)
         except OSError as error:
             if not self.full_disk:
-                print(f"WARNING: {self.log_file} cannot be written, lines will be missing: {error}", flush=True)
+                print(f"WARNING: {file} cannot be written, lines will be missing: {error}", flush=True)
             self.full_disk = True
 
     def _to_wandb(self, call: str, *args) -> None:
@@ -108,6 +109,15 @@ class Results:
             except Exception as error:  # whatever it is, the training goes on without its dashboard
                 print(f"wandb is off: {type(error).__name__}: {first_line(error)}", flush=True)
                 self.wandb = None
+
+
+def open_log(log: Path, resume_step: int, measured_at: int = -1):
+    """To add lines to: from the beginning, or after those that the checkpoint of a resumed run has seen."""
+    if resume_step == -1:
+        log.unlink(missing_ok=True)
+    elif log.exists():
+        cut(log, resume_step, measured_at)
+    return open(log, "a", buffering=1, encoding="utf-8")
 
 
 def cut(log: Path, step: int, measured_at: int) -> None:
@@ -125,19 +135,18 @@ def cut(log: Path, step: int, measured_at: int) -> None:
 
 def _precedes(line: bytes, step: int, measured_at: int) -> bool:
     """Whether a checkpoint of `step` has seen what a line logs: steps before it, and bits per byte up to its own."""
-    try:
-        values = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        values = None
-    if values is None:  # torn by a kill or a full disk
+    values = parsed(line)
+    if values is None:
         return False
     return values["step"] < step or (values["step"] <= measured_at and "val/bpb" in values)
 
 
-def read_log(log: Path) -> list[dict]:
-    """The lines of a stage's log."""
-    with open(log, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def parsed(line: bytes) -> dict | None:
+    """What a line logs; nothing when it was torn by a kill or a full disk."""
+    try:
+        return json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
 
 
 def read(tag: str, stage: str) -> dict | None:

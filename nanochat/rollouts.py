@@ -14,14 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 
 from nanochat import chat
 from nanochat.batches import IGNORE
 from nanochat.engine import Engine, Request
 from nanochat.gpt import GPT
 from nanochat.runtime import Runtime
+from nanochat.tokenizer import Tokenizer
 
-MULTIPLE = 8  # of the length to which rows are padded
+MULTIPLE = 8  # rows that are learned from together are cut to one, where they are longer
+MEASURED = 16  # answers on a rank whose entropy and divergence are measured
 PARTS = 10  # of a run, whose means history() gives
 COURSE = "reward sequence_length skipped_questions entropy kl rollout/tok_per_sec train/tok_per_sec".split()
 
@@ -54,11 +57,12 @@ def sample(
     max_tokens: int,
     temperature: float,
     top_k: int,
+    progress: bool = False,
 ) -> list[Group]:
     """num_samples rewarded answers to each question, all of them under way together; a prompt is read once.
 
     questions: conversations of the task, whose last message is not read. seeds: of the first answer to each question;
-    those of the others follow.
+    those of the others follow. progress: a bar, where it takes more than a few seconds.
     """
     groups, of_request = [], {}
     for conversation, seed in zip(questions, seeds, strict=True):
@@ -67,19 +71,27 @@ def sample(
         for i, rollout in enumerate(groups[-1]):
             of_request[engine.submit(Request(prompt, max_tokens, temperature, top_k, seed=seed + i))] = rollout
     answers = {id: [] for id in of_request}
-    while engine.busy:
-        for event in engine.step():
-            rollout = of_request[event.id]
-            rollout.ids.append(event.end if event.token is None else event.token)
-            rollout.chosen.append(not event.forced)
-            if event.token is not None:
-                answers[event.id].append(event.token)
+    with tqdm(total=len(of_request), desc="answers", delay=5, leave=False, disable=None if progress else True) as bar:
+        while engine.busy:
+            for event in engine.step():
+                assert not event.dropped, "the model did not see the whole prompt"
+                rollout = of_request[event.id]
+                rollout.ids.append(event.end if event.token is None else event.token)
+                rollout.chosen.append(not event.forced)
+                if event.token is not None:
+                    answers[event.id].append(event.token)
+                bar.update(event.finish is not None)
     for id, rollout in of_request.items():
         rollout.said = chat.spoken_text(engine.tokenizer, answers[id])
     texts = iter(chat.visible_text(engine.tokenizer, tokens) for tokens in answers.values())
     for conversation, group in zip(questions, groups, strict=True):
         compare(group, [task.reward(conversation, next(texts)) for _ in group])
     return groups
+
+
+def longest(task, tokenizer: Tokenizer, max_tokens: int) -> int:
+    """Tokens that the longest prompt of a task and its answer may have."""
+    return max(len(chat.prompt(tokenizer, conversation)) for conversation in task) + max_tokens
 
 
 def compare(group: Group, rewards: list[float]) -> None:
@@ -126,16 +138,25 @@ def policy_loss(model: GPT) -> Callable:
 
 
 @torch.no_grad()
-def entropy_and_kl(model: GPT, reference: GPT, rollouts: list[Rollout], runtime: Runtime) -> tuple[float, float]:
-    """The model's entropy and its KL divergence from the reference, in nats a token, where it chose one in the rollouts
-    of all ranks. Each is summed over the whole vocabulary: the chosen tokens alone would tell it with more noise."""
+def entropy_and_kl(model: GPT, reference: GPT, groups: list[Group], runtime: Runtime) -> tuple[float, float]:
+    """The model's entropy and its KL divergence from the reference, in nats a token, where it chose one in the first
+    answer to each of some questions of all ranks. They are summed over the whole vocabulary: the chosen tokens alone
+    would tell them with more noise."""
+    rollouts = [group[0] for group in groups[:MEASURED]]
     totals = torch.zeros(3)
-    for rollout in rollouts:
-        idx = torch.tensor([rollout.ids[:-1]], device=runtime.device)
-        chosen = torch.tensor(rollout.chosen[1:], device=runtime.device)
-        logs, others = (torch.log_softmax(each.logits(each.hidden(idx)[0, chosen]), -1) for each in (model, reference))
-        probs = logs.exp()
-        totals += torch.stack([-(probs * logs).sum(), (probs * (logs - others)).sum(), chosen.sum()]).cpu()
+    if rollouts:
+        T = max(len(rollout.ids) for rollout in rollouts) - 1
+        idx = torch.tensor([rollout.ids[:-1] + [0] * (T + 1 - len(rollout.ids)) for rollout in rollouts])
+        states = [each.hidden(idx.to(runtime.device)) for each in (model, reference)]  # (n, T, C)
+        for i, rollout in enumerate(rollouts):
+            at = torch.tensor(rollout.chosen[1:]).nonzero().squeeze(1).to(runtime.device)
+            logs, others = (
+                torch.log_softmax(each.logits(state[i, at]), dim=-1)
+                for each, state in zip((model, reference), states, strict=True)
+            )
+            probs = logs.exp()
+            sums = torch.stack([-(probs * logs).sum(), (probs * (logs - others)).sum()]).tolist()
+            totals += torch.tensor([*sums, len(at)])
     entropy, kl, count = runtime.sum(totals.to(runtime.device)).tolist()
     return entropy / count, kl / count
 
@@ -160,8 +181,8 @@ def num_learned(groups: list[Group]) -> int:
 
 
 def history(log: list[dict]) -> dict:
-    """What the lines of a run's log say of it as a whole: its examinations, the means over each tenth of its steps, and
-    where it ended."""
+    """What the lines of a run's log say of it as a whole: its examinations, the means over each tenth of its steps (up
+    to the step named), and where it ended after how many."""
     steps = [line for line in log if "reward" in line]
     parts = [steps[len(steps) * i // PARTS : len(steps) * (i + 1) // PARTS] for i in range(PARTS)]
     course = [
@@ -172,6 +193,7 @@ def history(log: list[dict]) -> dict:
     examinations = [line for line in log if "pass@1" in line]
     asking, learning = (sum(line[name] for line in steps) for name in ("rollout/dt", "train/dt"))
     final = {**(course[-1] if course else {}), **(examinations[-1] if examinations else {})}
+    final |= {"step": steps[-1]["step"] + 1} if steps else {}
     return {
         "final": {**final, "rollout_seconds": asking, "training_seconds": learning},
         "course": course,

@@ -1,4 +1,4 @@
-"""The training loop, as plain functions over callables; pretraining and SFT share it."""
+"""The training loop, as plain functions over callables; pretraining, SFT and RL share it."""
 
 import math
 import time
@@ -50,11 +50,6 @@ def train(
     def news():
         return [signals.received is not None, *saver.news()]
 
-    if progress.step > num_iterations:
-        raise ValueError(
-            f"the checkpoint has {progress.step} steps behind it, and this run is of {num_iterations}: give "
-            f"--num-iterations {progress.step} or more, or go back with --resume-from-step"
-        )
     live = LiveLine(runtime)
     scaling = runtime.dtype == torch.float16
     first_step, skipped_in_a_row, stop = progress.step, 0, False

@@ -1,5 +1,5 @@
-"""One optimizer step over the rows of a rank: forward, backward, update. Pretraining, fine-tuning and the benchmarks
-share it."""
+"""One optimizer step over the rows of a rank: forward, backward, update. Pretraining, fine-tuning, RL and
+the benchmarks share it."""
 
 import math
 from collections.abc import Callable

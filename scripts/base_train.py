@@ -135,6 +135,7 @@ def pretrain(args, machine):
     if args.fp8:
         fp8.enable_where_possible(model, machine)
     bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None
+    progress.check_ahead(num_iterations)
     checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, compiles)
     names = ("base_train", args.model_tag, machine, args.run, vars(args), "nanochat")

@@ -42,7 +42,7 @@ def main(args):
         model, tokenizer, meta = load_model("sft", machine, args.model_tag, args.model_step)
         task = mixtures.practice(args.task)
         questions = [task[i] for i in range(args.examples_per_step)]
-        longest = model.config.sequence_len
+        longest = rollouts.longest(task, tokenizer, args.max_new_tokens)
         rows = {"together": len(questions) * args.num_samples, "by_question": args.num_samples, "by_answer": 1}
         engines = {way: Engine(model, tokenizer, rows[way], longest, available(machine)) for way in rows}
         sampling = (args.max_new_tokens, args.temperature, args.top_k)

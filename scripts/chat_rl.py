@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from nanochat import chat, checkpoint, decoding, memory, paths, results, rollouts, runtime, saver, schedules
+from nanochat import checkpoint, decoding, memory, paths, results, rollouts, runtime, saver, schedules
 from nanochat.chat_eval import evaluate_task, pass_at_k
 from nanochat.download import DownloadError
 from nanochat.engine import Engine
@@ -110,7 +110,7 @@ def practise(args, machine):
     task, held_out = mixtures.practice(args.task), mixtures.held_out(args.task)
     per_step = args.examples_per_step
     num_iterations = args.num_iterations if args.num_iterations > 0 else max(1, args.num_epochs * len(task) // per_step)
-    longest = max(len(chat.prompt(tokenizer, conversation)) for conversation in task) + args.max_new_tokens
+    longest = rollouts.longest(task, tokenizer, args.max_new_tokens)
     at_once = -(-per_step // machine.world_size) * args.num_samples
     at_once = memory.rollouts_that_fit(at_once, config, longest, machine)
     engine = Engine(model, tokenizer, at_once, longest, decoding.available(machine))
@@ -120,9 +120,10 @@ def practise(args, machine):
         f"{at_once} under way and {device_batch.rows} learned from at once, {machine.dtype}, "
         f"attention {model.attention_backend}" + (f"; going on at step {first_step}" if resumed else "")
     )
+    progress.check_ahead(num_iterations)
     checkpoint.set_aside(folder, machine, after=resume_step)
     names = ("chat_rl", tag, machine, args.run, vars(args), "nanochat-rl")
-    sink = results.Results(*names, resume_step, wandb_id=meta.get("wandb_id"))
+    sink = results.Results(*names, resume_step, wandb_id=meta.get("wandb_id"), beside="answers")
     when = (args.save_every, args.save_minutes, args.keep)
     keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file)
     told = {}  # of the step at hand
@@ -131,18 +132,18 @@ def practise(args, machine):
         for step in itertools.count(first_step):
             numbers = range(step * per_step, (step + 1) * per_step)
             questions = [task[question_at(number, len(task), args.seed)] for number in numbers]
-            seeds = [(args.seed << 48) + number * args.num_samples for number in numbers]
+            seeds = [(args.seed << 40) + number * args.num_samples for number in numbers]
             share = slice(machine.rank, None, machine.world_size)
             sampling = (args.num_samples, args.max_new_tokens, args.temperature, args.top_k)
             began = time.perf_counter()
             engine.refresh(model)
-            own = rollouts.sample(engine, task, questions[share], seeds[share], *sampling)
+            own = rollouts.sample(engine, task, questions[share], seeds[share], *sampling, machine.is_main)
             seconds = time.perf_counter() - began
-            entropy, kl = rollouts.entropy_and_kl(engine.model, reference, [group[0] for group in own], machine)
+            entropy, kl = rollouts.entropy_and_kl(engine.model, reference, own, machine)
             own_of, seconds_of = zip(*machine.gather((own, seconds)), strict=True)
             dealt = (group for of_round in itertools.zip_longest(*own_of) for group in of_round)
             groups = [group for group in dealt if group is not None]  # in the order of the questions
-            sink.log_beside("answers", step, list(map(rollouts.record, questions[: args.log_questions], groups)))
+            sink.log_beside(step, list(map(rollouts.record, questions[: args.log_questions], groups)))
             told.update(rollouts.figures(groups, max(seconds_of)), entropy=entropy, kl=kl)
             told["tokens"] = rollouts.num_learned(groups)
             yield rollouts.rows_of(groups, tokenizer.bos, machine)
@@ -207,9 +208,7 @@ def practise(args, machine):
         describe=describe,
         headline=headline,
     )
-    if machine.is_main:
-        lines = results.read_log(sink.log_file)
-        sink.finish({"task": args.task, "questions": len(task), **rollouts.history(lines)})
+    sink.finish({"task": args.task, "questions": len(task), **rollouts.history(sink.logged())})
     machine.print(f"the model is in {folder / f'step_{progress.step:06d}'}")
 
 

@@ -122,6 +122,7 @@ def teach(args, machine):
         f"{device_batch.rows} at once, {machine.dtype}, attention {model.attention_backend}"
         + (f"; going on at step {first_step}" if resumed else "")
     )
+    progress.check_ahead(num_iterations)
     checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, compiles)
     names = ("chat_sft", tag, machine, args.run, vars(args), "nanochat-sft")

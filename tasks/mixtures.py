@@ -63,7 +63,7 @@ def practice(name: str) -> Task:
 
 
 def held_out(name: str) -> Task:
-    """Questions of the same kind that are not practised."""
+    """Questions that are not practised, as many of each kind."""
     if name == "gsm8k":
         return GSM8K("test")
     return Mixture([TinyWorld(kind, "test", 1000) for kind in TINY_PRACTICE])

@@ -70,14 +70,14 @@ class Letters(Task):
 
     name = "letters"
 
-    def __init__(self, size=30):
-        self.size = size
+    def __init__(self, size=30, verb="is"):
+        self.size, self.verb = size, verb
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, index):
-        asked = {"role": "user", "content": f"What is {check_index(index, self.size)}?"}
+        asked = {"role": "user", "content": f"What {self.verb} {check_index(index, self.size)}?"}
         return {"messages": [asked, {"role": "assistant", "content": "e"}]}
 
     def evaluate(self, conversation, answer):
@@ -91,7 +91,7 @@ def practise(tag, more=""):
     """RL on Letters."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mixtures, "practice", lambda name: Letters())
-        patch.setattr(mixtures, "held_out", lambda name: Letters(8))
+        patch.setattr(mixtures, "held_out", lambda name: Letters(8, "was"))
         chat_rl.main(chat_rl.parse_args(f"{RL} --model-tag {tag} {more}".split()))
 
 

@@ -452,6 +452,14 @@ def test_weights_are_cast_once_and_again_when_the_model_has_learned(model):
     (after,) = machine.generate([Request(prompt, max_tokens=12)])
     assert before != after == Engine(rounded, TOKENIZER, max_rows=2).generate([Request(prompt, max_tokens=12)])[0]
     machine.submit(Request(prompt, max_tokens=12))
+    machine.step()
+    machine.submit(Request(prompt[:9], max_tokens=2))
+    while machine.busy:
+        machine.step()
+    assert list(machine.free) == [1, 0]
+    machine.refresh(rounded)
+    assert list(machine.free) == [0, 1]  # what comes next is as in a new engine
+    machine.submit(Request(prompt, max_tokens=12))
     with pytest.raises(RuntimeError, match="under way"):
         machine.refresh(rounded)
 

@@ -8,6 +8,7 @@ from helpers import CPU, rank_of, small_config
 
 from nanochat import memory
 from nanochat.gpt import build_model
+from nanochat.kv_cache import KVCache
 from nanochat.memory import choose_rows, rows_that_fit, split_batch
 from nanochat.runtime import Runtime
 from nanochat.scaling import model_config
@@ -71,6 +72,19 @@ def test_rows_are_the_largest_power_of_two_that_the_smallest_device_holds(monkey
     fits = found[3]
     row, fixed = memory.row_bytes(config, 2048, torch.bfloat16, True), memory.fixed_bytes(config, 1, torch.bfloat16)
     assert fixed + fits * row <= 24e9 * memory.USABLE < fixed + 2 * fits * row
+
+
+def test_answers_under_way_leave_room_to_learn_from_them(monkeypatch, capsys):
+    config, found = model_config(12, 32768), []
+    for gigabytes in (3, 8, 24, 80):
+        monkeypatch.setattr(Runtime, "free_memory", lambda self, size=gigabytes: int(size * 1e9))
+        found.append(memory.rollouts_that_fit(256, config, 500, with_memory(monkeypatch, gigabytes)))
+    assert found[0] == 1 < found[1] < 256 == found[2] == found[3]
+    row = KVCache.row_bytes(config, 500, torch.bfloat16)
+    assert 2 * found[1] * row + memory.fixed_bytes(config, 1, torch.bfloat16) <= 8e9
+    assert capsys.readouterr().out.splitlines() == [
+        f"rank 0: memory for {count} answers at once, of the 256 of a step" for count in found[:2]
+    ]
 
 
 def test_auto_is_the_default_on_gpus_only(monkeypatch):

@@ -56,6 +56,28 @@ def test_a_resumed_run_keeps_what_its_checkpoint_has_seen():
     assert read_jsonl(log_file())[len(kept) :] == [{"step": 4, "train/loss": 9.0}]
 
 
+def test_lines_to_read_stand_beside_the_log_and_go_on_as_it_does():
+    file = paths.results_dir("d2") / "base_train.answers.jsonl"
+    one = sink(beside="answers")
+    for step in range(4):
+        one.log_beside(step, [{"said": f"é{step}"}, {"said": "no"}])
+    assert len(read_jsonl(file)) == 8 and "é3" in file.read_text(encoding="utf-8")
+    sink(beside="answers", resume_step=2)
+    assert [line["step"] for line in read_jsonl(file)] == [0, 0, 1, 1]  # before anything is added
+    sink(beside="answers")
+    assert read_jsonl(file) == []
+
+
+def test_what_was_logged_can_be_read_even_where_a_line_is_torn():
+    one = sink()
+    one.log(0, {"train/loss": 2.0})
+    one.lines.write('{"step": 1, "tra\n')
+    one.log(2, {"train/loss": 1.0})
+    one.lines.write('{"step": 3}')
+    assert one.logged() == [{"step": 0, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}]
+    assert Results("base_train", "d2", rank_of(1, 2)).logged() == []
+
+
 def test_a_resumed_run_without_a_log_begins_one():
     sink(resume_step=4).log(4, {"train/loss": 1.0})
     assert len(read_jsonl(log_file())) == 1

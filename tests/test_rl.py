@@ -24,7 +24,7 @@ from small_runs import (
     torchrun,
 )
 
-from nanochat import chat, checkpoint, paths, results, rollouts
+from nanochat import chat, chat_eval, checkpoint, paths, results, rollouts
 from nanochat.calculator import calculator
 from nanochat.chat_eval import pass_at_k
 from nanochat.engine import Engine, Request
@@ -186,10 +186,9 @@ def test_a_question_whose_answers_score_the_same_makes_no_rows():
 
 def test_entropy_and_divergence_are_those_of_the_whole_vocabulary(model):
     other = random_model(model.config, seed=5)
-    answers = [group[0] for group in GROUPS]
-    entropy, kl = entropy_and_kl(model, other, answers, CPU)
+    entropy, kl = entropy_and_kl(model, other, GROUPS, CPU)
     entropies, kls = [], []
-    for rollout in answers:
+    for rollout in [group[0] for group in GROUPS]:
         idx = torch.tensor([rollout.ids[:-1]])
         with torch.no_grad():
             logs, others = (each(idx)[0].double().log_softmax(-1) for each in (model, other))
@@ -199,7 +198,7 @@ def test_entropy_and_divergence_are_those_of_the_whole_vocabulary(model):
                 kls.append(sum(p.exp() * (p - q) for p, q in zip(logs[t], others[t], strict=True)))
     assert entropy == pytest.approx(float(sum(entropies) / len(entropies)), rel=1e-4)
     assert kl == pytest.approx(float(sum(kls) / len(kls)), rel=1e-4) and kl > 0.01
-    assert entropy_and_kl(model, model, answers, CPU)[1] == 0
+    assert entropy_and_kl(model, model, GROUPS, CPU)[1] == 0
 
 
 # -- runs
@@ -272,7 +271,7 @@ def test_practice_that_is_killed_and_resumed_equals_one_that_was_not(practised, 
             kill_in_step(patch, number)
             with pytest.raises(Killed):
                 practise("truant", f"{flags} {resume}")
-    practise("truant", f"{flags} --resume")
+    practise("truant", f"{flags} --resume-from-step 2")
     assert_same_run("truant", "pupil", "rl")
     assert answers("truant") == answers("pupil")
     told, other = (results.read(tag, "chat_rl") for tag in ("truant", "pupil"))
@@ -285,6 +284,34 @@ def test_a_seed_makes_a_run_and_another_one_another(practised):
     assert answers("again") == answers("pupil")[:8]
     practise("again", "--num-iterations 2 --eval-every -1 --seed 1")
     assert answers("again") != answers("pupil")[:8]
+
+
+def test_rates_fall_linearly_and_every_answer_has_noise_of_its_own(world, monkeypatch):
+    rates, seeds = [], []
+    set_rates, sample = chat_rl.MuonAdamW.set_rates, rollouts.sample
+    monkeypatch.setattr(
+        chat_rl.MuonAdamW, "set_rates", lambda self, *args: (rates.append(args), set_rates(self, *args))
+    )
+    monkeypatch.setattr(rollouts, "sample", lambda *args: (seeds.append(args[3:5]), sample(*args))[1])
+    practise("d2", "--num-iterations 4 --eval-every -1")
+    assert rates == [(1.0, 0.95), (0.75, 0.95), (0.5, 0.95), (0.25, 0.95)]
+    drawn = [seed + i for first, count in seeds for seed in first for i in range(count)]
+    assert len(drawn) == len(set(drawn)) == 4 * 4 * 4
+
+
+def test_what_is_examined_is_held_out_and_saved_before(world, monkeypatch):
+    examined = []
+
+    def evaluate_task(task, *args):
+        examined.append((task[0]["messages"][0]["content"], checkpoint.list_steps(paths.checkpoint_dir("rl", "d2"))))
+        if len(examined) == 2:
+            raise ValueError("the examination fails")
+        return chat_eval.evaluate_task(task, *args)
+
+    monkeypatch.setattr(chat_rl, "evaluate_task", evaluate_task)
+    shutil.rmtree(paths.checkpoint_dir("rl", "d2"), ignore_errors=True)
+    complaint(practise, "d2", "--num-iterations 4 --eval-every 2 --eval-examples 3 --save-every -1")
+    assert examined == [("What was 0?", []), ("What was 0?", [2])]
 
 
 @pytest.mark.parametrize("flags", ["--examples-per-step 1 --num-samples 2", "--examples-per-step 3 --num-samples 5"])
@@ -323,15 +350,17 @@ def test_in_float16_the_loss_is_scaled_and_the_run_goes_on(world, monkeypatch):
     assert all(value.isfinite().all() for value in after.values())
 
 
-def test_two_ranks_take_the_same_steps_as_one(world):
-    flags = "--num-iterations 3 --eval-every -1 --init-lr-frac 0.01 --examples-per-step 5".split()
-    for tag in ("one", "two"):
+@pytest.mark.parametrize("questions", [5, 1])
+def test_two_ranks_take_the_same_steps_as_one(world, questions):
+    flags = f"--num-iterations 3 --eval-every 3 --eval-examples 1 --init-lr-frac 0.01 --examples-per-step {questions}"
+    one, two = f"one{questions}", f"two{questions}"
+    for tag in (one, two):
         copy_of_the_model(tag)
-    practice.main("one", *flags)
-    torchrun(str(REPOSITORY / "tests" / "practice.py"), "two", *flags)
-    assert answers("one") == answers("two")
-    weights, others = (load_file(checkpoint.find("rl", tag) / "model.safetensors") for tag in ("one", "two"))
-    start = load_file(checkpoint.find("sft", "one") / "model.safetensors")
+    practice.main(one, *flags.split())
+    torchrun(str(REPOSITORY / "tests" / "practice.py"), two, *flags.split())
+    assert answers(one) == answers(two)
+    weights, others = (load_file(checkpoint.find("rl", tag) / "model.safetensors") for tag in (one, two))
+    start = load_file(checkpoint.find("sft", one) / "model.safetensors")
     for name, value in weights.items():
         assert value.dtype == torch.float64
         assert torch.allclose(value, others[name], rtol=0, atol=1e-9), name
@@ -377,6 +406,13 @@ def test_a_run_goes_on_only_with_its_own_practice(practised):
         message = complaint(practise, "pupil", f"--resume --num-iterations 8 {flags}")
         assert "practice" in message and "--resume" in message
     assert sorted(path.name for path in paths.checkpoint_dir("rl", "pupil").iterdir()) == kept
+
+
+def test_a_refused_resume_changes_nothing(practised):
+    folder = paths.results_dir("pupil")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert "--num-iterations 6" in complaint(practise, "pupil", "--resume --num-iterations 3")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 # -- what is practised
