@@ -112,7 +112,7 @@ case $PROFILE in
     SFT_FLAGS="--mixture=tiny --init-lr-frac=0.4 --scalar-lr=0.02 --smear-lr=0.01 --device-batch-size=8 --total-batch-size=4096 --compile=1 --eval-every=50 --eval-tokens=32768 --save-every=100 --keep=2 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
     CHAT_EVAL_FLAGS="--batch-size=64 --max-new-tokens=64"
-    RL_FLAGS="--task=tiny --num-iterations=60 --examples-per-step=32 --num-samples=8 --max-new-tokens=32 --device-batch-size=64 --init-lr-frac=0.1 --scalar-lr=0.02 --smear-lr=0.01 --eval-every=30 --eval-examples=200 --save-every=20 --keep=2"
+    RL_FLAGS="--task=tiny --num-iterations=90 --examples-per-step=32 --num-samples=8 --max-new-tokens=32 --device-batch-size=64 --init-lr-frac=0.1 --scalar-lr=0.02 --smear-lr=0.01 --eval-every=45 --eval-examples=200 --save-every=30 --keep=2"
     DATA_TEXT="none: the tinyworld corpus (19 MB of text) is generated here"
     DISK_GB=1
     ;;

@@ -26,7 +26,7 @@ TINY = {
 }
 
 # Questions of each kind that it practises.
-TINY_PRACTICE = {"arithmetic_hard": 5000, "arithmetic": 2000, "counting": 1000}
+TINY_PRACTICE = {"arithmetic_hard": 6000, "arithmetic": 1500, "counting": 500}
 
 
 def training(name: str, identity_file: str | None = None, mmlu_epochs: int = 3, gsm8k_epochs: int = 4) -> Mixture:
