@@ -258,11 +258,10 @@ def training(found: dict) -> str:
 def practice(found: dict) -> str:
     """Reinforcement learning: how it went, and what it did to held-out questions."""
     parts = [bullets(flat(found.get("final", {})) | {"time": duration(found.get("seconds"))})]
-    titles = {"course": "Means over each part of the run", "examinations": "Held-out questions"}
-    for key, title in titles.items():
+    for key, title in {"course": "Means of the steps up to each", "examinations": "Held-out questions"}.items():
         if lines := found.get(key):
             names = list(lines[0])
-            head = ["up to step" if name == "step" else name.replace("_", " ") for name in names]
+            head = [name.replace("_", " ") for name in names]
             parts.append(
                 f"### {title}\n\n" + table(head, [[number(line.get(name)) for name in names] for line in lines])
             )

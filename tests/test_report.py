@@ -142,7 +142,7 @@ def test_the_final_table_compares_the_stages(everything):
     assert "| arithmetic | - | 0.8750 | 0.9922 |" in text
     assert "| CORE | 0.2812 | - | - |" in text
     practised = text[text.index("## Reinforcement learning") : text.index("## Chat evaluation after RL")]
-    assert "| up to step | pass@1 | pass@2 |" in practised and "| 4 | 0.7500 | 0.8750 |" in practised
+    assert "| step | pass@1 | pass@2 |" in practised and "| 4 | 0.7500 | 0.8750 |" in practised
     assert "| 3 | 0.5000 | 0.1250 |" in practised
     numbers = json.loads((paths.results_dir("d4") / "report.json").read_text())
     assert numbers["metrics"]["arithmetic"] == {"sft": 0.875, "rl": 0.9921875}
