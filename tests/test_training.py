@@ -201,9 +201,9 @@ def test_a_run_in_order_reads_the_corpus_from_its_beginning(world, monkeypatch):
     seen = []
     step = train.optimizer_step
 
-    def watched(model, optimizer, inputs, *args):
-        seen.append(inputs)
-        return step(model, optimizer, inputs, *args)
+    def watched(model, optimizer, batch, *args):
+        seen.append(batch[0])
+        return step(model, optimizer, batch, *args)
 
     monkeypatch.setattr(train, "optimizer_step", watched)
     pretrain("ordered", "--num-iterations 2 --in-order --eval-every -1")

@@ -151,11 +151,14 @@ function refuse() {
 function write(question, { tokens = [], into = null, after = null } = {}) {
   const own = state;
   if (busy()) return refuse();
+  let mine = "";
   const inTurns = turns.contains(document.activeElement);
   return conversation.answer(own, question, limits, {
     tokens,
     into,
-    say: (text) => { if (own === state) say(text); },
+    say(text) { // and take nothing back that others said
+      if (own === state && (text || told === mine)) say(mine = text);
+    },
     show(what, failure) {
       if (what === "end" && failure?.kind === "gone") watch();
       if (what === "end" && failure?.kind === "key") openSettings(failure.message);
