@@ -15,18 +15,13 @@ def learning_rate(it: int, num_iterations: int, warmup_steps: int, warmdown_rati
 
 
 def learning_rate_by_progress(progress: float, warmup_ratio: float, warmdown_ratio: float, final_frac: float) -> float:
-    """The same shape by share of the data consumed (0..1), for SFT."""
+    """The same shape by share of the data consumed (0..1), for SFT and RL."""
     if progress < warmup_ratio:
         return (progress + 1e-8) / warmup_ratio
     if progress <= 1 - warmdown_ratio:
         return 1.0
     left = max(0.0, (1 - progress) / warmdown_ratio)
     return left + (1 - left) * final_frac
-
-
-def linear_to_zero(it: int, num_iterations: int) -> float:
-    """For RL."""
-    return 1 - it / num_iterations
 
 
 def muon_momentum(it: int, num_iterations: int, warmdown_ratio: float, ramp_steps: int = 400) -> float:

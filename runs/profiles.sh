@@ -101,7 +101,7 @@ case $PROFILE in
     BUNDLE=eval_bundle_tinyworld
     DATA_FLAGS="--megabytes=19"
     TOK_TRAIN_FLAGS=""
-    # What two cores do in less than a quarter of an hour, SFT and examinations included.
+    # What two cores do in about a quarter of an hour, SFT, RL and examinations included.
     TINY_STEPS=2500 TIME_TEXT="about 12 minutes on two CPU cores"
     if [ "$GPUS" -eq 0 ] && ! multiplies_bfloat16; then
       TINY_STEPS=1300 TIME_TEXT="about 17 minutes on two CPU cores without units for bfloat16"

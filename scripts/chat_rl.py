@@ -21,6 +21,7 @@ from nanochat.train import train
 from tasks import mixtures
 
 MOMENTUM = 0.95
+LINEAR_TO_ZERO = (0.0, 1.0, 0.0)  # no warm-up, all of the run is warm-down, to nothing
 
 
 def parse_args(argv=None):
@@ -149,7 +150,7 @@ def practise(args, machine):
             yield rollouts.rows_of(groups, tokenizer.bos, machine)
 
     def set_rates(step):
-        multiplier = schedules.linear_to_zero(step, num_iterations)
+        multiplier = schedules.learning_rate_by_progress(step / num_iterations, *LINEAR_TO_ZERO)
         if told["tokens"] == 0:  # there is no gradient, but the momentum of former ones would go on
             multiplier = 0.0
         optimizer.set_rates(multiplier, MOMENTUM)
