@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # From raw text to a model that answers: runs the numbered stages in runs/, skips those that are done, goes on with one
 # that was interrupted.
-#   bash speedrun.sh [--profile smoke|tiny|single|gpt2] [--depth N] [--from STAGE | --only STAGE] [--serve] [--dry-run]
+#   bash speedrun.sh [--profile smoke|tiny|single|gpt2] [--depth N | --hours H] [--from STAGE | --only STAGE] [--serve]
+#                    [--rehearse | --dry-run]
 #     --profile   without it: tiny where there is no NVIDIA GPU, single on 1 to 7 of them, gpt2 on 8
 #     --depth N   layers, in place of the profile's
+#     --hours H   the depth that takes at most so long in all, found by timing this machine (python -m scripts.plan)
 #     --from S    do stage S and all after it anew; S is a number or a name: 03 or pretrain
 #     --only S    do only stage S, anew
 #     --serve     end with the chat page (stage 09)
-#     --dry-run   print the commands; nothing runs, nothing needs to be installed
+#     --rehearse  first see that all of it works here: every stage in small, a kill, a resume; says how long each will take
+#     --dry-run   print the commands; nothing runs, nothing needs to be installed (but for --hours)
 # Environment: NANOCHAT_BASE_DIR (default ~/.cache/nanochat), WANDB_RUN (name of the wandb run; default: no wandb),
 # SINGLE_HOURS (budget of profile single; default 4), NANOCHAT_PYTHON (use this Python instead of making .venv),
 # IDENTITY (a file that says who the model is, in lines of `key: value`: python dev/make_identity.py --show prints one).
@@ -26,11 +29,47 @@ stage_named() { # 3, 03, pretrain or 03_pretrain
 }
 
 ALL_FLAGS=1 parse_flags "$@"
+depth_asked=$DEPTH
 if [ -n "$ONLY$FROM" ]; then
   first=$(stage_named "$ONLY$FROM") || bad_usage "no stage '$ONLY$FROM'; there are: $STAGES"
 fi
-depth_asked=$DEPTH
 load_profile
+
+# Sets DEPTH to what HOURS allow. What was found once holds on, so that the same line goes on with the same model.
+find_depth() {
+  local kept=$NANOCHAT_BASE_DIR/marks/hours/$PROFILE-$HOURS asked found
+  [ "$PROFILE" != smoke ] || bad_usage "--hours is for the profiles tiny, single and gpt2"
+  # shellcheck disable=SC2086  # flags are words
+  set -- --hours="$HOURS" --corpus="$CORPUS" --vocab-size="$VOCAB_SIZE" $PLAN_FLAGS
+  if [ "$NPROC" -gt 0 ]; then set -- "$@" --gpus="$NPROC"
+  elif [ "$GPUS" -gt 0 ]; then set -- "$@" --gpus=1; fi
+  [ -z "$ASSUMED" ] || set -- "$@" --gpu="$GPU_NAME"
+  asked="$*; $MACHINE"
+  if [ -f "$kept" ] && [ "$(sed -n 1p "$kept")" = "$asked" ]; then
+    DEPTH=$(sed -n 2p "$kept") HOURS_TEXT="as found before (delete $kept to find it anew)"
+    return
+  fi
+  if [ -z "${NANOCHAT_PYTHON:-}" ] && { [ ! -x "$PYTHON" ] || [ ! -f "$READY" ]; }; then
+    [ "$MODE" = run ] || die "--hours needs the planner, and $VENV is not ready: run 'bash runs/00_setup.sh' first"
+    say "--hours needs the planner: set-up comes first"
+    bash "$ROOT/runs/00_setup.sh"
+  fi
+  found=$("$PYTHON" -m scripts.plan --json "$@") || exit
+  DEPTH=$(say "$found" | sed -n 's/^{"depth": \([0-9]*\)[,}].*/\1/p')
+  [ -n "$DEPTH" ] || die "the planner named no depth: $found"
+  HOURS_TEXT="by $(show python -m scripts.plan "$@")"
+  [ "$MODE" = run ] || return 0
+  mkdir -p "$(dirname "$kept")"
+  printf '%s\n%s\n' "$asked" "$DEPTH" >"$kept"
+}
+
+if [ -n "$HOURS" ]; then
+  find_depth
+  load_profile
+  TIME_TEXT="at most $HOURS hours, downloads aside: depth $DEPTH, $HOURS_TEXT"
+  [ "$MODE" = run ] || say "# --hours $HOURS: depth $DEPTH, $HOURS_TEXT"
+  depth_asked=$DEPTH
+fi
 
 chosen=''
 for name in $STAGES; do
@@ -47,7 +86,7 @@ announce() {
   say "model     $MODEL_TEXT"
   say "download  Python packages into .venv (set-up, once; $packages GB); data: $DATA_TEXT"
   say "time      $TIME_TEXT"
-  say "lands     in $NANOCHAT_BASE_DIR (up to $DISK_GB GB; $(free_gb "$NANOCHAT_BASE_DIR") GB free); the report also in $START_DIR/report.md"
+  say "lands     in $NANOCHAT_BASE_DIR (up to $DISK_GB GB; $(free_gb "$NANOCHAT_BASE_DIR") GB free); the report also in $START_DIR/report.html"
 }
 
 chat_line() {
@@ -68,6 +107,17 @@ if [ "$MODE" = run ]; then
   esac
 fi
 
+if [ -n "$REHEARSE" ]; then
+  if [ "$MODE" = run ]; then
+    printf '\n[00] setup\n'
+    (cd "$START_DIR" && bash "$ROOT/runs/00_setup.sh")
+    printf '\n'
+  fi
+  cd "$ROOT"
+  run python -m scripts.rehearse --profile="$PROFILE" ${depth_asked:+--depth="$depth_asked"}
+  exit
+fi
+
 began=$(date +%s)
 redo='' dry=''
 [ -z "$FROM$ONLY" ] || redo=--redo
@@ -84,6 +134,6 @@ done
 
 if [ "$MODE" = run ]; then
   printf '\ndone in %s\n' "$(duration $(($(date +%s) - began)))"
-  [ ! -f "$START_DIR/report.md" ] || say "report: $START_DIR/report.md"
+  [ ! -f "$START_DIR/report.html" ] || say "report: $START_DIR/report.html (and report.md)"
   say "chat:   $(chat_line)"
 fi

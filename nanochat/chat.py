@@ -77,6 +77,11 @@ def prompt(tokenizer: Tokenizer, conversation: dict) -> list[int]:
     return render(tokenizer, {"messages": messages})[0] + [tokenizer.special["<|assistant_start|>"]]
 
 
+def answer_tokens(tokenizer: Tokenizer, conversation: dict) -> int:
+    """How many ids its last message has, its end mark included."""
+    return len(render(tokenizer, conversation)[0]) - len(prompt(tokenizer, conversation))
+
+
 def prompt_within(tokenizer: Tokenizer, messages: list[dict], limit: int) -> tuple[list[int], int]:
     """prompt() without the oldest turns for which `limit` ids have no room; a system message and the last turn stay.
     Returns (ids, messages dropped); the ids are too many where those two alone are."""

@@ -29,13 +29,15 @@ def evaluate_task(
     top_k: int = 50,
     num_samples: int = 1,
     max_problems: int | None = None,
+    rehearse: bool = False,
 ) -> tuple[dict, list[dict]]:
     """Examine the model on the first `max_problems` of a task (by default all), `batch_size` at a time; the ranks share
     the problems.
 
+    rehearse: all answers are as long as the expected ones, for a model that has not learned yet to end its own.
     With several samples a problem counts as solved when one of them is right (pass@n); multiple choice takes one.
-    Returns, on every rank, {accuracy, problems, baseline, seconds; pass@k of samples} and a record of each problem, in
-    order: {index, prompt, expected, answers, verdicts, correct, maybe said}.
+    Returns, on every rank, {accuracy, problems, available (in the task), baseline, seconds; pass@k of samples} and a
+    record of each problem, in order: {index, prompt, expected, answers, verdicts, correct, maybe said}.
     """
     count = len(task) if max_problems is None else min(len(task), max_problems)
     if count < 1:
@@ -49,7 +51,7 @@ def evaluate_task(
     else:
         sampling = {"max_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
         static = decoding.available(runtime)
-        answered = write_answers(problems, model, tokenizer, batch_size, num_samples, sampling, static)
+        answered = write_answers(problems, model, tokenizer, batch_size, num_samples, sampling, static, rehearse)
 
     progress = {"total": len(problems), "desc": task.name, "unit": "problem", "leave": False}
     judges = ThreadPoolExecutor(torch.get_num_threads())  # a verdict on a program takes a process, and maybe seconds
@@ -66,6 +68,7 @@ def evaluate_task(
     summary = {
         "accuracy": sum(record["correct"] for record in records) / len(records),
         "problems": len(records),
+        "available": len(task),
         "baseline": task.baseline,
         "seconds": round(time.time() - started, 3),
     }
@@ -148,7 +151,14 @@ def letter_token(tokenizer, letter: str) -> int:
 
 
 def write_answers(
-    problems: dict[int, dict], model, tokenizer, batch_size: int, num_samples: int, sampling: dict, static: bool
+    problems: dict[int, dict],
+    model,
+    tokenizer,
+    batch_size: int,
+    num_samples: int,
+    sampling: dict,
+    static: bool,
+    rehearse: bool = False,
 ) -> Iterator[tuple[int, list[str], list[str]]]:
     """(index, answers, the same with their tool calls) of each problem as it is done; `batch_size` answers are in
     progress at a time.
@@ -160,8 +170,12 @@ def write_answers(
     prompts = {i: chat.prompt(tokenizer, conversation) for i, conversation in problems.items()}
     max_length = max(map(len, prompts.values())) + sampling["max_tokens"]
     engine = Engine(model, tokenizer, max_rows=batch_size, max_length=max_length, static=static)
+    if rehearse:
+        engine.ends = set()
     index_of, tokens_of = {}, {}  # by request id
     for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # the longest do not end alone
+        if rehearse:
+            sampling = sampling | {"max_tokens": chat.answer_tokens(tokenizer, problems[index])}
         for sample in range(num_samples):  # noise is drawn from the seed, so it names the problem and the sample
             id = engine.submit(Request(prompts[index], seed=index * num_samples + sample, **sampling))
             index_of[id], tokens_of[id] = index, []

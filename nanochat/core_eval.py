@@ -16,8 +16,6 @@ from tqdm import tqdm
 from nanochat.core_bundle import CoreTask, load_bundle, read_rows
 from nanochat.scoring import Scored, common_prefix, crop, score_alternatives, score_sequences
 
-# CORE of the GPT-2 family under this definition: all 22 tasks whole, baselines of the old edition.
-GPT2_CORE = {"GPT-2 124M": 0.1139, "GPT-2 355M": 0.1849, "GPT-2 774M": 0.2146, "GPT-2 1.6B": 0.256525}
 TIE = 1e-5  # scores nearer than this are equal, so that the shape of a batch decides nothing
 CHUNK, CPU_CHUNK = 256, 64  # examples rendered and sorted by length at a time: enough to fill batches of like length
 
@@ -109,7 +107,7 @@ def evaluate_core(
 
     `model` needs GPT's hidden() and logits(), `tokenizer` bos and encode_batch(). Examples are split over the
     ranks; every rank returns the same {metric, interval, tasks {label: {accuracy, centered, baseline, examples,
-    seconds}}, bundle, baselines, max_per_task}.
+    available, seconds}}, bundle, baselines, max_per_task}.
     """
     table = {}
     for task in load_bundle(bundle_dir):
@@ -127,7 +125,8 @@ def evaluate_core(
         centered = (accuracy - task.baseline) / (1 - task.baseline)
         table[task.label] = {
             "accuracy": accuracy, "centered": centered, "baseline": task.baseline,
-            "examples": len(rows), "seconds": time.monotonic() - started,
+            "examples": len(rows), "available": len(rows) if max_per_task < 0 else len(read_rows(task)),
+            "seconds": time.monotonic() - started,
         }  # fmt: skip
         runtime.print(
             f"{task.label:34s} accuracy {accuracy:.4f} | centered {centered:7.4f} | "

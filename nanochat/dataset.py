@@ -358,18 +358,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    started = time.time()
     if args.command is None:
         download_climbmix(args.num_files, args.num_workers)
+        paths.write_result("data", "climbmix", started, told_of_corpus("climbmix"))
     elif args.command == "import":
         import_text(
             args.sources, args.name, args.validation_fraction, args.seed, args.shard_characters, force=args.force
         )
-    elif args.wait and args.corpus == "climbmix":
-        tokenize_on_arrival(args.corpus, _tokenizer_of(args), args.limit, args.processes)
+        paths.write_result("data", args.name, started, told_of_corpus(args.name))
     else:
-        limit = None if args.limit == -1 else args.limit
-        files = tokenize(args.corpus, _tokenizer_of(args), limit=limit, num_workers=args.processes)
-        print(f"{len(files)} token files in {files[0].tokens.parent}")
+        if args.wait and args.corpus == "climbmix":
+            tokenize_on_arrival(args.corpus, _tokenizer_of(args), args.limit, args.processes)
+        else:
+            limit = None if args.limit == -1 else args.limit
+            files = tokenize(args.corpus, _tokenizer_of(args), limit=limit, num_workers=args.processes)
+            print(f"{len(files)} token files in {files[0].tokens.parent}")
+        paths.write_result("tokenize", f"{args.corpus}-{args.vocab_size}", started, {"corpus": args.corpus})
+
+
+def told_of_corpus(name: str) -> dict:
+    """What a report says of a corpus: its manifest, in short."""
+    manifest = json.loads((paths.corpus_dir(name) / "manifest.json").read_text(encoding="utf-8"))
+    documents = sum(entry["documents"] for entry in manifest["shards"])
+    told = {"shards": len(manifest["shards"]), "documents": documents}
+    return {"corpus": name, "source": manifest["source"], "licence": manifest["licence"], **told}
 
 
 def _tokenizer_of(args: argparse.Namespace) -> Path:

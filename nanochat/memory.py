@@ -42,11 +42,22 @@ def row_bytes(config: GPTConfig, sequence_len: int, dtype: torch.dtype, compiled
 
 
 def rows_that_fit(config: GPTConfig, sequence_len: int, runtime: Runtime, compiled: bool) -> int:
-    """The largest power of two of rows that the estimate finds room for on every rank, 1 at least."""
+    """As most_rows, on every rank, and 1 at least."""
     free = min(runtime.gather(runtime.free_memory()))
+    return max(1, most_rows(free, config, sequence_len, runtime, compiled))
+
+
+def most_rows(free: int, config: GPTConfig, sequence_len: int, runtime: Runtime, compiled: bool) -> int:
+    """The largest power of two of rows that the estimate finds room for in `free` bytes of each rank; 0: not one."""
     room = USABLE * free - fixed_bytes(config, runtime.world_size, runtime.dtype)
-    rows = max(1, int(room // row_bytes(config, sequence_len, runtime.dtype, compiled)))
-    return 1 << (rows.bit_length() - 1)
+    rows = max(0, int(room // row_bytes(config, sequence_len, runtime.dtype, compiled)))
+    return 1 << (rows.bit_length() - 1) if rows else 0
+
+
+def training_bytes(rows: int, config: GPTConfig, sequence_len: int, runtime: Runtime, compiled: bool) -> int:
+    """What training takes on each rank with so many rows at once. Of runtime only ranks and dtype count."""
+    fixed = fixed_bytes(config, runtime.world_size, runtime.dtype)
+    return fixed + rows * row_bytes(config, sequence_len, runtime.dtype, compiled)
 
 
 def row_count(text: str) -> int | str:

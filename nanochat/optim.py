@@ -126,6 +126,11 @@ class MuonAdamW:
                 group["momentum"] = momentum
                 group["weight_decay"] = group["initial_weight_decay"] * weight_decay_multiplier
 
+    def muon_rates(self) -> dict[str, float]:
+        """What is logged of the Muon groups: momentum and decay as they are set."""
+        group = next(group for group in self.groups if group["kind"] == "muon")
+        return {"train/momentum": group["momentum"], "train/weight_decay": group["weight_decay"]}
+
     def zero_grad(self) -> None:
         for group in self.groups:
             for _, parameter in group["named"]:

@@ -3,6 +3,10 @@ its folder."""
 
 import json
 import os
+import shlex
+import sys
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 CHECKPOINT_FOLDERS = {"base": "base_checkpoints", "sft": "chatsft_checkpoints", "rl": "chatrl_checkpoints"}
@@ -72,6 +76,11 @@ def hf_endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
+def child_environment(base: Path) -> dict[str, str]:
+    """The environment of a process whose artifacts go elsewhere."""
+    return {**os.environ, "NANOCHAT_BASE_DIR": str(base)}
+
+
 def write_json(path: Path, value) -> None:
     """Atomic: a reader finds the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,3 +90,18 @@ def write_json(path: Path, value) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def command_line() -> str:
+    """What this process was called by, as one would type it."""
+    main = sys.modules["__main__"]
+    module = getattr(main.__spec__, "name", None) if getattr(main, "__spec__", None) else None
+    return shlex.join([*(["python", "-m", module] if module else [sys.argv[0]]), *sys.argv[1:]])
+
+
+def write_result(stage: str, tag: str, started: float, summary: dict) -> None:
+    """results/<tag>/<stage>.json: what a stage has found, after who it is and before how long it took. started: by
+    time.time()."""
+    when = datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds")
+    head = {"stage": stage, "tag": tag, "command": command_line(), "started": when}
+    write_json(results_dir(tag) / f"{stage}.json", {**head, **summary, "seconds": round(time.time() - started, 2)})

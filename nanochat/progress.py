@@ -30,13 +30,14 @@ class Progress:
     def as_dict(self) -> dict:
         return asdict(self)
 
-    def check_ahead(self, num_iterations: int) -> None:
-        """That a run of so many steps can go on from here."""
+    def last_step(self, num_iterations: int, stop_after: int = -1) -> int:
+        """Where a run of so many steps ends that goes on from here: after stop_after more of them, unless it is -1."""
         if self.step > num_iterations:
             raise ValueError(
                 f"the checkpoint has {self.step} steps behind it, and this run is of {num_iterations}: give "
                 f"--num-iterations {self.step} or more, or go back with --resume-from-step"
             )
+        return min(num_iterations, self.step + stop_after) if stop_after > 0 else num_iterations
 
     def saw_loss(self, loss: float) -> None:
         """Count a step's loss into the moving average."""

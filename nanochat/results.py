@@ -5,11 +5,9 @@ import json
 import mmap
 import os
 import platform
-import shlex
 import shutil
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
@@ -86,11 +84,8 @@ class Results:
             self._despite_a_full_disk(self.log_file, self.lines.close)
             if self.beside:
                 self._despite_a_full_disk(self.beside_file, self.beside.close)
-            started = datetime.fromtimestamp(self.started, timezone.utc).isoformat(timespec="seconds")
-            head = {"stage": self.stage, "tag": self.tag, "command": command_line(), "started": started}
-            seconds = round(time.time() - self.started, 2)
-            tail = {"seconds": seconds, "environment": environment(self.runtime), "config": self.config}
-            paths.write_json(self.folder / f"{self.stage}.json", {**head, **summary, **tail})
+            where = {"environment": environment(self.runtime), "config": self.config}
+            paths.write_result(self.stage, self.tag, self.started, {**summary, **where})
         self._to_wandb("finish")
 
     def _despite_a_full_disk(self, file: Path, act, *args) -> None:
@@ -153,12 +148,6 @@ def read(tag: str, stage: str) -> dict | None:
     """What a stage left behind, or None."""
     path = paths.results_dir(tag) / f"{stage}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def command_line() -> str:
-    main = sys.modules["__main__"]
-    module = getattr(main.__spec__, "name", None) if getattr(main, "__spec__", None) else None
-    return shlex.join([*(["python", "-m", module] if module else [sys.argv[0]]), *sys.argv[1:]])
 
 
 def environment(runtime: Runtime) -> dict:

@@ -23,40 +23,12 @@ import torch.distributed as dist
 # threads then outlive the interpreter, and one process in ten ends with an abort.
 import torch.distributed.nn.functional  # noqa: F401
 
-from nanochat import paths
+from nanochat import machines, paths
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 # What torchrun tells its workers, and what a lone process is.
 RANK_VARIABLES = (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
-
-# Dense bf16 peak in FLOP/s, by a part of the device's name; the first match counts, so longer names come first.
-# Sources: NVIDIA's and AMD's data sheets.
-PEAK_FLOPS = (
-    ("gb200", 2.5e15),
-    ("b200", 2.25e15),
-    ("b100", 1.8e15),
-    ("h200 nvl", 836e12),
-    ("h200", 989e12),
-    ("h100 nvl", 835e12),
-    ("h100 pcie", 756e12),
-    ("h100", 989e12),
-    ("h800", 989e12),
-    ("mi325", 1307e12),
-    ("mi300x", 1307e12),
-    ("a100", 312e12),
-    ("a800", 312e12),
-    ("l40s", 362e12),
-    ("l40", 181e12),
-    ("l4", 121e12),
-    ("a6000", 155e12),
-    ("a40", 150e12),
-    ("a10", 125e12),
-    ("rtx 5090", 209e12),
-    ("rtx 4090", 165e12),
-    ("rtx 4080", 97e12),
-    ("rtx 3090", 71e12),
-)
 
 
 @dataclass(frozen=True)
@@ -320,6 +292,23 @@ def stage(device_type: str = "", mistakes: tuple = (ValueError,), training: bool
         close(machine)
 
 
+def kill_family(pid: int) -> None:
+    """kill -9 of a process and all that descend from it: torchrun's workers would outlive it."""
+    children: dict[int, list[int]] = {}
+    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+    for line in table.splitlines():
+        child, parent = map(int, line.split())
+        children.setdefault(parent, []).append(child)
+    family = [pid]
+    for member in family:
+        family += children.get(member, [])
+    for member in family:
+        try:
+            os.kill(member, signal.SIGKILL)
+        except ProcessLookupError:  # it has ended meanwhile
+            continue
+
+
 def colours(stream) -> bool:
     """Whether to write in colour: to a terminal, unless NO_COLOR is set (no-color.org); anywhere if FORCE_COLOR is."""
     if os.environ.get("FORCE_COLOR"):
@@ -365,8 +354,8 @@ def peak_flops(device: torch.device) -> float | None:
     """The device's dense bf16 peak in FLOP/s; None where it is not known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device).lower()
-    return next((flops for part, flops in PEAK_FLOPS if part in name), None)
+    known = machines.find(torch.cuda.get_device_name(device))
+    return known.peak_flops if known else None
 
 
 def git_commit() -> str | None:

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from nanochat import results
+from nanochat import paths, results
 from nanochat.checkpoint import FORMAT_VERSION, SECONDS_TO_SEE, list_steps, step_folder
 from nanochat.gpt import GPT
 from nanochat.optim import MuonAdamW
@@ -40,6 +40,7 @@ def add_flags(parser) -> None:
     add("--keep", type=int, default=-1, help="newest checkpoints to keep (-1: all)")
     add("--resume", action="store_true", help="go on from the newest checkpoint of this tag, or start")
     add("--resume-from-step", type=int, default=-1, help="go on from this checkpoint")
+    add("--stop-after", type=int, default=-1, help="end after so many steps; --resume goes on (-1: at the run's end)")
     add("--on-nan", default="stop", choices=["stop", "skip"], help="what to do with a step that is not finite")
 
 
@@ -48,6 +49,8 @@ def check_flags(parser, args) -> None:
         parser.error("--resume takes the newest checkpoint, --resume-from-step a given one: choose one of them")
     if args.keep != -1 and args.keep < 1:
         parser.error(f"--keep is {args.keep}; expected 1 or more, or -1 for all")
+    if args.stop_after != -1 and args.stop_after < 1:
+        parser.error(f"--stop-after is {args.stop_after}; expected 1 or more steps, or -1")
     if args.save_minutes != -1 and args.save_minutes <= 0:
         parser.error(f"--save-minutes is {args.save_minutes}; expected more than 0, or -1 for never")
 
@@ -196,7 +199,7 @@ class Saver:
         """End the process after a signal, with the exit code that shells know: 128 + its number."""
         complete = self.finish()
         number = max(self.runtime.gather(int(signals.received or 0)))
-        again = _resuming(results.command_line())
+        again = _resuming(paths.command_line())
         if self.runtime.world_size > 1:
             again += "   (by torchrun, on as many ranks as there are then)"
         self.runtime.print(

@@ -5,7 +5,8 @@ N scaling parameters (matrices of the blocks + head), D horizon in tokens, B bat
 
 import argparse
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from functools import lru_cache
 
 import torch
 
@@ -30,9 +31,14 @@ def model_config(
 
 
 def meta_model(config: GPTConfig) -> GPT:
-    """The model without memory behind it, for counting."""
+    """The model without memory behind it, for counting; made once for each shape."""
+    return _meta_model(*astuple(config))
+
+
+@lru_cache
+def _meta_model(*shape) -> GPT:
     with torch.device("meta"):
-        return GPT(config)
+        return GPT(GPTConfig(*shape))
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +48,15 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     add("--head-dim", type=int, default=128, help="width of a head")
     add("--max-seq-len", type=int, default=2048, help="tokens in a row")
     add("--window-pattern", default="SSSL", help="S: a quarter window, L: a full one; tiled over the layers, last is L")
+
+
+def add_horizon_flags(parser: argparse.ArgumentParser) -> None:
+    """How long: the first that is given wins. And in steps of how much."""
+    add = parser.add_argument
+    add("--num-iterations", type=int, default=-1, help="optimizer steps")
+    add("--target-flops", type=float, default=-1, help="train for this many FLOPs")
+    add("--target-param-data-ratio", type=float, default=10.5, help="tokens per scaling parameter")
+    add("--total-batch-size", type=int, default=-1, help="tokens a step (-1: by the scaling rule)")
 
 
 def check_model_flags(parser: argparse.ArgumentParser, args) -> None:
@@ -108,6 +123,15 @@ def plan(
         tokens=num_iterations * total_batch_size,
         total_flops=float(num_iterations * total_batch_size * flops_per_token),
     )
+
+
+def shape_and_plan(args, vocab_size: int, weight_decay: float = 0.28) -> tuple[GPTConfig, Plan]:
+    """The model's shape, and the run that the scaling rules (or the flags) make of it. args: the flags above."""
+    shape = (args.aspect_ratio, args.head_dim, args.max_seq_len, args.window_pattern)
+    config = model_config(args.depth, vocab_size, *shape)
+    reference = model_config(REFERENCE_DEPTH, vocab_size, *shape)
+    horizon = (args.target_param_data_ratio, args.num_iterations, args.target_flops)
+    return config, plan(config, reference, *horizon, args.total_batch_size, weight_decay)
 
 
 def _scaling_params(model: GPT) -> int:

@@ -13,10 +13,11 @@ import hashlib
 import json
 import os
 import random
+import time
 from pathlib import Path
 
-from nanochat.dataset import write_shard
-from nanochat.paths import corpus_dir, eval_bundle_dir, write_json
+from nanochat.dataset import told_of_corpus, write_shard
+from nanochat.paths import corpus_dir, eval_bundle_dir, write_json, write_result
 from nanochat.tinyworld_bundle import write_bundle
 from nanochat.tinyworld_documents import PRIMER, documents
 
@@ -65,7 +66,7 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    directory, bundle = corpus_dir("tinyworld"), eval_bundle_dir("eval_bundle_tinyworld")
+    directory, bundle, started = corpus_dir("tinyworld"), eval_bundle_dir("eval_bundle_tinyworld"), time.time()
     try:
         written = write_corpus(directory, args.seed, args.megabytes)
     except ValueError as error:
@@ -74,6 +75,8 @@ def main(args: argparse.Namespace) -> None:
     if written or not (bundle / "core.yaml").exists():
         write_bundle(bundle)
         print(f"tinyworld: wrote {bundle}")
+    if written:
+        write_result("data", "tinyworld", started, told_of_corpus("tinyworld"))
 
 
 if __name__ == "__main__":

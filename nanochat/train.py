@@ -105,6 +105,7 @@ def train(
                 "train/loss": progress.smooth_loss if progress.ema_steps else None,
                 "train/step_loss": outcome.loss if math.isfinite(outcome.loss) else None,
                 "train/lrm": multiplier,
+                **optimizer.muon_rates(),
                 "train/dt": seconds,
                 "train/data_wait": waited / (waited + seconds),
                 "total_training_time": progress.training_time,

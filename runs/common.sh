@@ -17,7 +17,7 @@ PYTHON=${NANOCHAT_PYTHON:-$VENV/bin/python}
 export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 PET_SHUTDOWN_TIMEOUT=60
 
 MODE=run # run | print (--dry-run) | key (what a mark remembers of a command)
-PROFILE='' DEPTH='' REDO='' SERVE='' FROM='' ONLY='' RESUME=''
+PROFILE='' DEPTH='' HOURS='' REDO='' SERVE='' REHEARSE='' FROM='' ONLY='' RESUME=''
 BACKGROUND='' FOREGROUND=''
 
 trap 'exit 130' INT
@@ -50,30 +50,37 @@ duration() { # seconds
 
 # ------------------------------------------------------------------------------------------------------------ flags
 
-# Reads --profile, --depth, --dry-run, --redo and --help; with ALL_FLAGS=1 also --from, --only and --serve.
+# Reads --profile, --depth, --dry-run, --redo and --help; with ALL_FLAGS=1 also --hours, --from, --only, --serve and
+# --rehearse.
 parse_flags() {
   local flag value
   while [ $# -gt 0 ]; do
     flag=$1 value=''
     case $flag in
       --*=*) value=${flag#*=} flag=${flag%%=*} ;;
-      --profile | --depth | --from | --only)
+      --profile | --depth | --hours | --from | --only)
         [ $# -ge 2 ] || bad_usage "$flag needs a value"
         value=$2
         shift
         ;;
     esac
     case $flag in
-      --profile | --depth | --from | --only) [ -n "$value" ] || bad_usage "$flag needs a value" ;;
+      --profile | --depth | --hours | --from | --only) [ -n "$value" ] || bad_usage "$flag needs a value" ;;
     esac
     case $flag in
       --profile) PROFILE=$value ;;
       --depth) DEPTH=$value ;;
       --dry-run) MODE=print ;;
       --redo) REDO=1 ;;
-      --from | --only | --serve)
+      --hours | --from | --only | --serve | --rehearse)
         [ -n "${ALL_FLAGS:-}" ] || bad_usage "$flag is for speedrun.sh"
-        case $flag in --from) FROM=$value ;; --only) ONLY=$value ;; --serve) SERVE=1 ;; esac
+        case $flag in
+          --hours) HOURS=$value ;;
+          --from) FROM=$value ;;
+          --only) ONLY=$value ;;
+          --serve) SERVE=1 ;;
+          --rehearse) REHEARSE=1 ;;
+        esac
         ;;
       -h | --help)
         help "$0"
@@ -90,7 +97,13 @@ parse_flags() {
   case $DEPTH in
     *[!0-9]* | 0*) bad_usage "--depth is a whole number from 1 on, not '$DEPTH'" ;;
   esac
+  case $HOURS in
+    '' | *[1-9]*) case $HOURS in *[!0-9.]* | *.*.*) bad_usage "--hours is a number of hours, not '$HOURS'" ;; esac ;;
+    *) bad_usage "--hours is a number above 0, not '$HOURS'" ;;
+  esac
+  [ -z "$HOURS" ] || [ -z "$DEPTH" ] || bad_usage "--hours and --depth exclude each other"
   [ -z "$FROM" ] || [ -z "$ONLY" ] || bad_usage "--from and --only exclude each other"
+  [ -z "$REHEARSE" ] || [ -z "$FROM$ONLY$SERVE" ] || bad_usage "--rehearse is of the whole speedrun, without the page"
 }
 
 # --------------------------------------------------------------------------------------------------------- hardware
@@ -140,9 +153,10 @@ free_gb() {
   say $(($(df -Pk "$folder" | awk 'END { print $4 }') / 1000000))
 }
 
-# Reads the profile's settings. --dry-run assumes the profile's own machine where this one has no GPU.
+# Reads the profile's settings. --dry-run assumes the profile's own machine (ASSUMED) where this one has no GPU.
 load_profile() {
   detect_hardware
+  ASSUMED=''
   PROFILE_WHY='as asked'
   if [ -z "$PROFILE" ]; then
     PROFILE_WHY='the default for this machine'
@@ -159,7 +173,7 @@ load_profile() {
           gpt2) GPUS=8 GPU_GB=80 GPU_NAME='NVIDIA H100' ;;
           single) GPUS=1 GPU_GB=24 GPU_NAME='NVIDIA GeForce RTX 4090' ;;
         esac
-        MACHINE="$MACHINE; the commands are for $GPUS x $GPU_NAME"
+        MACHINE="$MACHINE; the commands are for $GPUS x $GPU_NAME" ASSUMED=1
       fi
       # Batches are powers of two, so the processes are too.
       NPROC=1

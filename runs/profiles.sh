@@ -2,12 +2,13 @@
 # shellcheck disable=SC2034  # read by the stages
 # The settings of every profile, in one place. Sourced by common.sh, which has set PROFILE, DEPTH (may be empty: then
 # the profile's own), NPROC (processes under torchrun; 0: one process without it), GPUS, GPU_NAME and GPU_GB.
+# PLAN_FLAGS: those by which scripts.plan finds the depth for --hours.
 
 SHARDS=''
 
 # `single`: what one speedrun costs, by depth. Work in 10^15 FLOP (pretraining at the default 10.5 tokens a parameter,
 # and 250 steps of SFT); GB of weights, gradients and optimizer state; MB of activations for one row of 2,048 tokens;
-# ClimbMix shards read.
+# ClimbMix shards read. The planner computes the same (tests/test_plan.py); this is for when it is not installed yet.
 single_costs() {
   cat <<'TABLE'
 8     150   2   600  16
@@ -20,6 +21,9 @@ single_costs() {
 22  23500  19  2500 190
 24  37800  23  2950 245
 26  59300  28  3400 320
+28  89900  33  3900 385
+30 133400  39  4450 470
+32 195000  46  5000 560
 TABLE
 }
 
@@ -82,8 +86,11 @@ case $PROFILE in
     BUNDLE=eval_bundle_tinyworld
     DATA_FLAGS="--megabytes=1"
     TOK_TRAIN_FLAGS=""
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=32 --max-seq-len=128 --device-batch-size=8 --total-batch-size=1024 --num-iterations=20 --warmup-steps=4 --no-scaling --momentum-ramp-steps=10 --eval-every=20 --eval-tokens=4096 --core-metric-every=-1 --sample-every=-1"
+    PLAN_FLAGS="--aspect-ratio=32 --head-dim=32 --max-seq-len=128 --device-batch-size=8 --total-batch-size=1024 --num-iterations=20"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH $PLAN_FLAGS --warmup-steps=4 --no-scaling --momentum-ramp-steps=10 --eval-every=20 --eval-tokens=4096 --core-metric-every=-1 --sample-every=-1"
     BASE_EVAL_FLAGS="--max-per-task=4 --device-batch-size=8 --split-tokens=4096"
+    BASE_CHAT_TASKS=tinyworld
+    BASE_CHAT_FLAGS="--max-problems=4 --max-new-tokens=16"
     SFT_FLAGS="--mixture=tiny --num-iterations=10 --device-batch-size=8 --total-batch-size=1024 --eval-every=10 --eval-tokens=4096 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
     CHAT_EVAL_FLAGS="--max-problems=4 --max-new-tokens=32"
@@ -107,8 +114,11 @@ case $PROFILE in
       TINY_STEPS=1300 TIME_TEXT="about 17 minutes on two CPU cores without units for bfloat16"
     fi
     # The rule of the depth would take hours on two cores, so batch, horizon, rates, decay and momentum ramp are stated.
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --aspect-ratio=32 --head-dim=64 --max-seq-len=256 --window-pattern=L --device-batch-size=8 --total-batch-size=2048 --compile=1 --num-iterations=$TINY_STEPS --in-order --no-scaling --scalar-lr=0.02 --smear-init=2 --smear-lr=0.01 --weight-decay=0.05 --warmup-steps=30 --momentum-ramp-steps=300 --eval-every=400 --save-every=400 --keep=2 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
+    PLAN_FLAGS="--aspect-ratio=32 --head-dim=64 --max-seq-len=256 --window-pattern=L --device-batch-size=8 --total-batch-size=2048 --compile=1 --num-iterations=$TINY_STEPS"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH $PLAN_FLAGS --in-order --no-scaling --scalar-lr=0.02 --smear-init=2 --smear-lr=0.01 --weight-decay=0.05 --warmup-steps=30 --momentum-ramp-steps=300 --eval-every=400 --save-every=400 --keep=2 --eval-tokens=65536 --core-metric-every=-1 --sample-every=-1"
     BASE_EVAL_FLAGS="--device-batch-size=16 --split-tokens=131072"
+    BASE_CHAT_TASKS=tinyworld
+    BASE_CHAT_FLAGS="--batch-size=64 --max-new-tokens=32 --max-problems=100"
     SFT_FLAGS="--mixture=tiny --init-lr-frac=0.4 --scalar-lr=0.02 --smear-lr=0.01 --device-batch-size=8 --total-batch-size=4096 --compile=1 --eval-every=50 --eval-tokens=32768 --save-every=100 --keep=2 --chatcore-every=-1"
     CHAT_EVAL_TASKS=tinyworld
     CHAT_EVAL_FLAGS="--batch-size=64 --max-new-tokens=64"
@@ -127,8 +137,11 @@ case $PROFILE in
     BUNDLE=eval_bundle
     DATA_FLAGS=""
     TOK_TRAIN_FLAGS="--num-files=8"
+    PLAN_FLAGS="--target-param-data-ratio=10.5" # base_train's own, on however many GPUs
     BASE_TRAIN_FLAGS="--depth=$DEPTH --num-files=$SHARDS --save-minutes=10 --keep=2"
     BASE_EVAL_FLAGS="--device-batch-size=$(single_rows)"
+    BASE_CHAT_TASKS="ARC-Easy|ARC-Challenge|MMLU" # what takes one look; it does not write answers yet
+    BASE_CHAT_FLAGS=""
     # A part of the mixture: all of it would add half of the time of pretraining.
     SFT_FLAGS="--mixture=default --num-iterations=250 --save-minutes=10 --keep=2"
     CHAT_EVAL_TASKS=""
@@ -143,18 +156,23 @@ case $PROFILE in
     TAG=d$DEPTH
     CORPUS=climbmix
     VOCAB_SIZE=32768
-    SHARDS=170
+    # An epoch at ratio 8, of 34.5 million tokens a shard; fewer than for depth 24 are never taken.
+    SHARDS=$((8 * (49152 * DEPTH * DEPTH * DEPTH + 2097152 * DEPTH) / 34500000 + 1))
+    [ "$SHARDS" -ge 170 ] || SHARDS=170
     BUNDLE=eval_bundle
     DATA_FLAGS=""
     TOK_TRAIN_FLAGS="--num-files=8"
-    BASE_TRAIN_FLAGS="--depth=$DEPTH --target-param-data-ratio=8 --device-batch-size=16 --fp8 --num-files=$SHARDS --save-minutes=10 --keep=2"
+    PLAN_FLAGS="--target-param-data-ratio=8 --device-batch-size=16 --fp8"
+    BASE_TRAIN_FLAGS="--depth=$DEPTH $PLAN_FLAGS --num-files=$SHARDS --save-minutes=10 --keep=2"
     BASE_EVAL_FLAGS="--device-batch-size=16"
+    BASE_CHAT_TASKS="ARC-Easy|ARC-Challenge|MMLU"
+    BASE_CHAT_FLAGS=""
     SFT_FLAGS="--mixture=default --device-batch-size=16 --save-minutes=10 --keep=2"
     CHAT_EVAL_TASKS=""
     CHAT_EVAL_FLAGS=""
     RL_FLAGS=""
     TIME_TEXT="at depth 24 about 2 hours on 8 x H100, 99 minutes of it pretraining; in proportion on fewer; downloads aside"
-    DISK_GB=110
+    DISK_GB=$((110 * SHARDS / 170))
     ;;
 esac
 

@@ -7,6 +7,7 @@ python -m scripts.base_eval --hf-path openai-community/gpt2
 
 import argparse
 import math
+import time
 from types import SimpleNamespace
 
 from tqdm import tqdm
@@ -16,7 +17,8 @@ from nanochat.batches import TextRows
 from nanochat.bpb import bits_per_byte
 from nanochat.checkpoint import load_model
 from nanochat.core_bundle import find_bundle
-from nanochat.core_eval import GPT2_CORE, evaluate_core
+from nanochat.core_eval import evaluate_core
+from nanochat.core_references import GPT2_CORE, GPT2_TASKS
 from nanochat.dataset import iter_documents, token_files
 from nanochat.download import DownloadError
 from nanochat.results import Results
@@ -153,7 +155,8 @@ def core(model, tokenizer, args, token_budget, machine) -> dict:
         model, tokenizer, find_bundle(args.bundle), machine, args.max_per_task, token_budget,
         max_length=model.config.sequence_len if foreign else None,
     )  # fmt: skip
-    return found | ({"references": GPT2_CORE} if len(found["tasks"]) == 22 else {})
+    published = set(found["tasks"]) == set(GPT2_TASKS)
+    return found | ({"references": GPT2_CORE, "references_by_task": GPT2_TASKS} if published else {})
 
 
 def main(args):
@@ -183,7 +186,12 @@ def evaluate(args, machine):
         machine.print(f"no bits per byte: the corpus {corpus} is not here; name one of your own with --corpus")
     machine.print(f"{tag}, step {meta['step']}, on {machine.device}: {', '.join(args.kinds)}")
     results = Results("base_eval", tag, machine, config=vars(args))
-    summary = {"model": tag, "step": meta["step"], "corpus": corpus}
+    summary = {"model": tag, "step": meta["step"], "corpus": corpus, "took": {}}
+    began = time.perf_counter()
+
+    def lap(kind):
+        summary["took"][kind] = time.perf_counter() - began - sum(summary["took"].values())
+
     if "sample" in args.kinds:
         if args.hf_path:
             machine.print("no samples: the engine drives nanochat models only")
@@ -193,6 +201,7 @@ def evaluate(args, machine):
                 "unconditioned": samples.unconditioned(model, tokenizer),
             }
             print_samples(summary["samples"])
+        lap("sample")
     if "bpb" in args.kinds:
         summary["bpb"], summary["bpb_tokens"] = {}, args.split_tokens
         for name, split in (("train", "train"), ("val", "validation")):
@@ -200,8 +209,10 @@ def evaluate(args, machine):
             value = measure(model, tokenizer, meta, corpus, split, args.split_tokens, token_budget, machine)
             summary["bpb"][name] = value
             machine.print(f"bits per byte, {name}: {value:.6f}")
+        lap("bpb")
     if "core" in args.kinds:
         summary["core"] = core(model, tokenizer, args, token_budget, machine)
+        lap("core")
     results.finish(summary)
     machine.print(f"results: {paths.results_dir(tag) / 'base_eval.json'}")
 

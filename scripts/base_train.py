@@ -5,6 +5,7 @@ torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=24 --t
 """
 
 import argparse
+import time
 
 import torch
 
@@ -18,7 +19,7 @@ from nanochat.gpt import build_model
 from nanochat.optim import MuonAdamW, orthogonalization_dtype, param_groups
 from nanochat.progress import Progress, is_due, summary, throughput
 from nanochat.samples import prompted
-from nanochat.scaling import REFERENCE_DEPTH, add_model_flags, check_model_flags, model_config, plan
+from nanochat.scaling import add_horizon_flags, add_model_flags, check_model_flags, shape_and_plan
 from nanochat.tokenizer import Tokenizer
 from nanochat.train import train
 
@@ -32,13 +33,9 @@ def parse_args(argv=None):
     add("--vocab-size", type=int, default=32768, help="with the corpus, names the tokenizer")
     add("--num-files", type=int, default=-1, help="training shards to read (-1: all that are on disk)")
     add_model_flags(parser)
-    # how long: the first that is given wins
-    add("--num-iterations", type=int, default=-1, help="optimizer steps")
-    add("--target-flops", type=float, default=-1, help="train for this many FLOPs")
-    add("--target-param-data-ratio", type=float, default=10.5, help="tokens per scaling parameter")
+    add_horizon_flags(parser)
     # optimization
     add("--device-batch-size", type=memory.row_count, help="rows at once, or auto (default: auto on GPUs, else 32)")
-    add("--total-batch-size", type=int, default=-1, help="tokens a step (-1: by the scaling rule)")
     add("--embedding-lr", type=float, default=0.3)
     add("--unembedding-lr", type=float, default=0.008)
     add("--matrix-lr", type=float, default=0.02)
@@ -83,7 +80,7 @@ def main(args):
 def pretrain(args, machine):
     tokenizer_name = f"{args.corpus}-{args.vocab_size}"
     tokenizer = Tokenizer.load(paths.tokenizer_dir(tokenizer_name))
-    config, the_plan = shape_and_plan(args, tokenizer.vocab_size)
+    config, the_plan = shape_and_plan(args, tokenizer.vocab_size, args.weight_decay)
     T, num_iterations = config.sequence_len, the_plan.num_iterations
     compiles = will_compile(args.compile, machine)
     at_once = memory.choose_rows(args.device_batch_size, config, T, machine, compiles, default=32)
@@ -135,7 +132,7 @@ def pretrain(args, machine):
     if args.fp8:
         fp8.enable_where_possible(model, machine)
     bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None
-    progress.check_ahead(num_iterations)
+    last_step = progress.last_step(num_iterations, args.stop_after)
     checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, compiles)
     names = ("base_train", args.model_tag, machine, args.run, vars(args), "nanochat")
@@ -153,12 +150,13 @@ def pretrain(args, machine):
 
     def measure(step, last):
         if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
+            began = time.perf_counter()
             with fp8.disabled(model):
                 bpb = bits_per_byte(
                     train_model, validation, validation_rows, device_batch.rows, tokenizer.token_bytes(), machine
                 )
             progress.saw_bpb(bpb)
-            sink.log(step, {"val/bpb": bpb})
+            sink.log(step, {"val/bpb": bpb, "val/dt": time.perf_counter() - began})
             machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
 
     def save(step):
@@ -181,10 +179,12 @@ def pretrain(args, machine):
         with fp8.disabled(model):
             if is_due(step, args.core_metric_every, last):
                 keeper.ensure(save, step)  # an examination takes long, and may fail
+                began = time.perf_counter()
                 core = evaluate_core(model, tokenizer, bundle, machine, args.core_metric_max_per_task)
                 progress.core = core["metric"]
                 centered = {label: task["centered"] for label, task in core["tasks"].items()}
-                sink.log(step, {"core_metric": core["metric"], "centered_results": centered})
+                seconds = time.perf_counter() - began
+                sink.log(step, {"core_metric": core["metric"], "centered_results": centered, "core/dt": seconds})
                 machine.print(f"step {step}: CORE {core['metric']:.4f}")
             if is_due(step, args.sample_every, last) and machine.is_main:
                 for sample in prompted(model, tokenizer):
@@ -202,7 +202,7 @@ def pretrain(args, machine):
         machine,
         sink,
         keeper,
-        num_iterations=num_iterations,
+        num_iterations=last_step,
         device_batch=device_batch,
         on_nan=args.on_nan,
         set_rates=set_rates,
@@ -232,15 +232,6 @@ def core_bundle(name, machine):
         find_bundle(name)
     machine.barrier()
     return find_bundle(name)
-
-
-def shape_and_plan(args, vocab_size):
-    """The model's shape, and the run that the scaling rules (or the flags) make of it."""
-    shape = (args.aspect_ratio, args.head_dim, args.max_seq_len, args.window_pattern)
-    config = model_config(args.depth, vocab_size, *shape)
-    reference = model_config(REFERENCE_DEPTH, vocab_size, *shape)
-    horizon = (args.target_param_data_ratio, args.num_iterations, args.target_flops)
-    return config, plan(config, reference, *horizon, args.total_batch_size, args.weight_decay)
 
 
 def optimizer_groups(args, model, the_plan):

@@ -4,7 +4,7 @@ import argparse
 import json
 from functools import partial
 
-from nanochat import paths
+from nanochat import paths, samples
 from nanochat import runtime as rt
 from nanochat.chat_eval import CHATCORE_TASKS, chatcore, evaluate_task
 from nanochat.checkpoint import CheckpointError, load_model
@@ -31,7 +31,9 @@ TASKS = {
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(prog="python -m scripts.chat_eval", description=__doc__)
-    parser.add_argument("-i", "--source", choices=("sft", "rl"), default="sft", help="the stage that made the model")
+    parser.add_argument(
+        "-i", "--source", choices=("base", "sft", "rl"), default="sft", help="the stage that made the model"
+    )
     parser.add_argument(
         "-a",
         "--task-name",
@@ -53,6 +55,11 @@ def parse_args(argv=None):
     parser.add_argument("-g", "--model-tag", help="default: the largest d<N>")
     parser.add_argument("-s", "--step", type=int, help="default: the newest")
     parser.add_argument("-x", "--max-problems", type=int, help="only the first so many of each task")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="for a model that has learned nothing: answers as long as the expected ones",
+    )
     parser.add_argument("--device-type", default="", help="cuda, cpu or mps (default: the best there is)")
     args = parser.parse_args(argv)
     args.names = task_names(args.task_name)
@@ -111,6 +118,7 @@ def evaluate(args, model, tokenizer, meta, runtime):
             top_k=args.top_k,
             num_samples=args.num_samples,
             max_problems=args.max_problems,
+            rehearse=args.rehearse,
         )
         if runtime.is_main:
             with open(file, "a", encoding="utf-8") as lines:
@@ -118,7 +126,10 @@ def evaluate(args, model, tokenizer, meta, runtime):
         runtime.print(row(name, tasks[name]))
     complete = all(name in tasks for name in CHATCORE_TASKS)
     score = chatcore({name: tasks[name] for name in CHATCORE_TASKS}) if complete else None
-    results.finish({"source": args.source, "step": meta["step"], "tasks": tasks, "chatcore": score})
+    summary = {"source": args.source, "step": meta["step"], "tasks": tasks, "chatcore": score}
+    if runtime.is_main:
+        summary["conversations"] = samples.conversations(model, tokenizer)
+    results.finish(summary)
     needed = ", ".join(CHATCORE_TASKS)
     runtime.print(f"ChatCORE {score:.4f}" if complete else f"ChatCORE needs all of {needed}")
     runtime.print(f"every problem, answer and verdict: {file}")

@@ -56,6 +56,11 @@ def parse_args(argv=None):
     add("--eval-examples", type=int, default=400, help="of these so many")
     add("--eval-samples", type=int, default=8, help="answers to each of them")
     add("--log-questions", type=int, default=4, help="questions a step whose answers are kept to read")
+    add(
+        "--rehearse",
+        action="store_true",
+        help="for a model that has learned nothing: answers as long as the expected ones",
+    )
     saver.add_flags(parser)
     parser.set_defaults(save_every=60)
     args = parser.parse_args(argv)
@@ -121,7 +126,7 @@ def practise(args, machine):
         f"{at_once} under way and {device_batch.rows} learned from at once, {machine.dtype}, "
         f"attention {model.attention_backend}" + (f"; going on at step {first_step}" if resumed else "")
     )
-    progress.check_ahead(num_iterations)
+    last_step = progress.last_step(num_iterations, args.stop_after)
     checkpoint.set_aside(folder, machine, after=resume_step)
     names = ("chat_rl", tag, machine, args.run, vars(args), "nanochat-rl")
     sink = results.Results(*names, resume_step, wandb_id=meta.get("wandb_id"), beside="answers")
@@ -138,7 +143,9 @@ def practise(args, machine):
             sampling = (args.num_samples, args.max_new_tokens, args.temperature, args.top_k)
             began = time.perf_counter()
             engine.refresh(model)
-            own = rollouts.sample(engine, task, questions[share], seeds[share], *sampling, machine.is_main)
+            own = rollouts.sample(
+                engine, task, questions[share], seeds[share], *sampling, machine.is_main, args.rehearse
+            )
             seconds = time.perf_counter() - began
             entropy, kl = rollouts.entropy_and_kl(engine.model, reference, own, machine)
             own_of, seconds_of = zip(*machine.gather((own, seconds)), strict=True)
@@ -174,9 +181,11 @@ def practise(args, machine):
             if step > 0:
                 keeper.ensure(save, step)  # an examination takes long, and may fail
             sampling = (args.max_new_tokens, args.temperature, args.top_k, args.eval_samples, args.eval_examples)
-            _, records = evaluate_task(held_out, model, tokenizer, machine, at_once, *sampling)
+            summary, records = evaluate_task(
+                held_out, model, tokenizer, machine, at_once, *sampling, rehearse=args.rehearse
+            )
             passed = pass_at_k(records, args.eval_samples, range(1, args.eval_samples + 1))
-            sink.log(step, {f"pass@{k}": share for k, share in passed.items()})
+            sink.log(step, {**{f"pass@{k}": share for k, share in passed.items()}, "val/dt": summary["seconds"]})
             shown = ", ".join(f"pass@{k} {passed[str(k)]:.3f}" for k in sorted({1, args.eval_samples}))
             machine.print(f"step {step}: {len(records)} held-out questions, {shown}")
 
@@ -199,7 +208,7 @@ def practise(args, machine):
         machine,
         sink,
         keeper,
-        num_iterations=num_iterations,
+        num_iterations=last_step,
         device_batch=device_batch,
         on_nan=args.on_nan,
         set_rates=set_rates,
@@ -209,7 +218,8 @@ def practise(args, machine):
         describe=describe,
         headline=headline,
     )
-    sink.finish({"task": args.task, "questions": len(task), **rollouts.history(sink.logged())})
+    summary = {"task": args.task, "questions": len(task), "num_iterations": num_iterations}
+    sink.finish({**summary, **rollouts.history(sink.logged())})
     machine.print(f"the model is in {folder / f'step_{progress.step:06d}'}")
 
 

@@ -5,6 +5,7 @@ torchrun --standalone --nproc_per_node=8 -m scripts.chat_sft -- --device-batch-s
 """
 
 import argparse
+import time
 
 from nanochat import batches, checkpoint, memory, paths, results, runtime, saver, schedules
 from nanochat.bpb import bits_per_byte
@@ -17,6 +18,7 @@ from nanochat.progress import Progress, is_due, summary, throughput
 from nanochat.train import train
 from tasks import mixtures
 from tasks.arc import ARC
+from tasks.common import Slice
 from tasks.gsm8k import GSM8K
 from tasks.humaneval import HumanEval
 from tasks.mmlu import MMLU
@@ -33,6 +35,7 @@ def parse_args(argv=None):
     add("--load-optimizer", type=int, default=1, choices=[0, 1], help="go on with the moments of pretraining")
     add("--mixture", default="default", choices=mixtures.NAMES, help="what is taught (tasks/mixtures.py)")
     add("--identity", help="JSONL file of conversations, in place of the mixture's about itself (dev/make_identity.py)")
+    add("--max-conversations", type=int, default=-1, help="of the mixture, the first so many (-1: all)")
     add("--mmlu-epochs", type=int, default=3)
     add("--gsm8k-epochs", type=int, default=4)
     add("--num-iterations", type=int, default=-1, help="optimizer steps (-1: one epoch)")
@@ -103,9 +106,12 @@ def teach(args, machine):
     optimizer = MuonAdamW(groups, machine.rank, machine.world_size, precision, compiles)
     if resumed or args.load_optimizer:
         checkpoint.load_optimizer(resumed or base, optimizer)
-    conversations = mixtures.training(args.mixture, args.identity, args.mmlu_epochs, args.gsm8k_epochs)
+    mixture = mixtures.training(args.mixture, args.identity, args.mmlu_epochs, args.gsm8k_epochs)
+    conversations = Slice(mixture, stop=args.max_conversations) if args.max_conversations > 0 else mixture
     scratch = paths.checkpoint_dir("sft", f".{tag}.rows")
+    began = time.perf_counter()
     rows = batches.render_conversations(conversations, tokenizer, T, machine, scratch / "train")
+    rendering = time.perf_counter() - began
     held_out = mixtures.validation(args.mixture)
     validation = batches.render_conversations(held_out, tokenizer, T, machine, scratch / "validation")
     identity["rows"] = {"length": T, "a_step": rows_per_step, "fingerprint": rows.fingerprint}
@@ -122,7 +128,7 @@ def teach(args, machine):
         f"{device_batch.rows} at once, {machine.dtype}, attention {model.attention_backend}"
         + (f"; going on at step {first_step}" if resumed else "")
     )
-    progress.check_ahead(num_iterations)
+    last_step = progress.last_step(num_iterations, args.stop_after)
     checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, compiles)
     names = ("chat_sft", tag, machine, args.run, vars(args), "nanochat-sft")
@@ -139,11 +145,12 @@ def teach(args, machine):
 
     def measure(step, last):
         if is_due(step, args.eval_every, last) or (step == 0 and args.eval_every > 0):
+            began = time.perf_counter()
             bpb = bits_per_byte(
                 train_model, validation, validation_rows, device_batch.rows, tokenizer.token_bytes(), machine
             )
             progress.saw_bpb(bpb)
-            sink.log(step, {"val/bpb": bpb})
+            sink.log(step, {"val/bpb": bpb, "val/dt": time.perf_counter() - began})
             machine.print(f"step {step}: validation bits per byte {bpb:.4f}")
 
     def save(step):
@@ -163,10 +170,12 @@ def teach(args, machine):
     def examine(step, last):
         if is_due(step, args.chatcore_every, last):
             keeper.ensure(save, step)  # an examination takes long, and may fail
+            began = time.perf_counter()
             scores = quick_chatcore(args, examinations, model, tokenizer, machine)
             progress.chatcore = chatcore(scores)
             by_task = {f"chatcore/{name}": score["accuracy"] for name, score in scores.items()}
-            sink.log(step, {"chatcore_metric": progress.chatcore, **by_task})
+            seconds = time.perf_counter() - began
+            sink.log(step, {"chatcore_metric": progress.chatcore, **by_task, "chatcore/dt": seconds})
             machine.print(f"step {step}: ChatCORE {progress.chatcore:.4f}")
 
     flops_per_token = model.flops_per_token()
@@ -183,7 +192,7 @@ def teach(args, machine):
         machine,
         sink,
         keeper,
-        num_iterations=num_iterations,
+        num_iterations=last_step,
         device_batch=device_batch,
         on_nan=args.on_nan,
         set_rates=set_rates,
@@ -196,7 +205,10 @@ def teach(args, machine):
     sink.finish(
         {
             "conversations": len(conversations),
+            "available": len(mixture),
+            "rendering_seconds": rendering,
             "rows": rows.num_rows,
+            "num_iterations": num_iterations,
             "final": {**final, "chatcore_metric": progress.chatcore},
         }
     )

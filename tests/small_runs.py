@@ -33,7 +33,7 @@ RL = (
     "--examples-per-step 4 --num-samples 4 --max-new-tokens 12 --device-batch-size 3 --device-type cpu --scalar-lr 0.02"
 )
 CLOCKS = {"train/dt", "train/data_wait", "train/tok_per_sec", "train/mfu", "total_training_time"}
-CLOCKS |= {"rollout/dt", "rollout/tok_per_sec"}
+CLOCKS |= {"rollout/dt", "rollout/tok_per_sec", "val/dt", "core/dt", "chatcore/dt"}
 
 
 def make_world(folder):

@@ -256,7 +256,7 @@ def test_command_writes_results_and_every_problem(script, fake_engine, monkeypat
     result = json.loads((paths.results_dir("d2") / "chat_eval_sft.json").read_text())
     assert (result["source"], result["step"], result["chatcore"]) == ("sft", 7, None)
     assert list(result["tasks"]) == ["Sums", "Choices"]
-    assert result["tasks"]["Sums"].keys() == {"accuracy", "problems", "baseline", "seconds"}
+    assert result["tasks"]["Sums"].keys() == {"accuracy", "problems", "available", "baseline", "seconds"}
     lines = (paths.results_dir("d2") / "chat_eval_sft.problems.jsonl").read_text().splitlines()
     problems = [json.loads(line) for line in lines]
     assert [(problem["task"], problem["index"]) for problem in problems[:5]] == [

@@ -16,17 +16,18 @@ FOLDERS = ("nanochat", "tasks", "scripts")
 
 # The library from the ground up. A room imports from lower floors and from earlier rooms of its own.
 FLOORS = (
-    ("__init__", "paths", "runtime"),
+    ("__init__", "paths", "machines", "runtime"),
     ("schedules", "terminal", "tokenizer",
      "attention_blocked", "attention_flash", "attention", "compilation", "fp8", "losses",
      "optim", "calculator", "sandbox_calls", "sandbox_launcher", "sandbox", "download", "corpora", "tinyworld_tables",
      "tinyworld_facts"),
     ("chat", "dataset", "tinyworld_text", "tinyworld_skills", "tinyworld_documents", "tinyworld_bundle", "tinyworld",
      "gpt", "kv_cache"),
-    ("scaling", "memory", "training_step", "batches", "checkpoint", "sampling", "decoding", "engine",
-     "results", "progress", "saver", "core_bundle"),
-    ("samples", "bpb", "scoring", "core_eval", "chat_eval", "train", "checks", "rollouts", "engine_worker",
-     "guard", "api", "server", "report"),
+    ("scaling", "memory", "forecast", "forecast_text", "training_step", "batches", "checkpoint", "sampling",
+     "decoding", "engine", "results", "progress", "saver", "core_bundle", "core_references"),
+    ("samples", "bpb", "scoring", "core_eval", "chat_eval", "train", "probe", "checks", "rollouts", "engine_worker",
+     "guard", "api", "server", "report_charts", "report_pages", "report_run", "report_training", "report_sections",
+     "report_compare", "report", "rehearsal"),
 )  # fmt: skip
 ORDER = [room for floor in FLOORS for room in floor]
 FOR_TASKS = ("calculator", "dataset", "download", "sandbox", "tinyworld")

@@ -118,6 +118,21 @@ def test_an_answer_that_is_cut_off_has_no_end_mark(model):
     assert group[0].said == "eee" and group[0].ids[-3:] == TOKENIZER.encode("eee") and all(group[0].chosen[-3:])
 
 
+def test_a_rehearsal_cuts_answers_to_the_expected_length_and_finds_something_to_learn_from(model):
+    """Its model has learned nothing: it would neither end its answers nor be right."""
+    questions = [
+        {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": "x" * (3 + i)}]}
+        for i in range(8)
+    ]
+    engine, seeds = Engine(model, TOKENIZER, 24), list(range(0, 80, 10))
+    groups = sample(engine, Letters(), questions, seeds, 3, 16, 1.0, 50, rehearse=True)
+    for i, group in enumerate(groups):
+        lengths = [len(rollout.ids) - len(chat.prompt(TOKENIZER, questions[i])) for rollout in group]
+        assert lengths == [16, 3 + i + 1, 3 + i + 1]  # the end mark counts
+        assert [rollout.reward for rollout in group] == [float(i % 4 == 0), 0, 0]
+    assert rows_of(groups, TOKENIZER.bos, CPU)[0].size(0) == 6
+
+
 # -- the gradient
 
 
@@ -302,11 +317,11 @@ def test_rates_fall_linearly_and_every_answer_has_noise_of_its_own(world, monkey
 def test_what_is_examined_is_held_out_and_saved_before(world, monkeypatch):
     examined = []
 
-    def evaluate_task(task, *args):
+    def evaluate_task(task, *args, **more):
         examined.append((task[0]["messages"][0]["content"], checkpoint.list_steps(paths.checkpoint_dir("rl", "d2"))))
         if len(examined) == 2:
             raise ValueError("the examination fails")
-        return chat_eval.evaluate_task(task, *args)
+        return chat_eval.evaluate_task(task, *args, **more)
 
     monkeypatch.setattr(chat_rl, "evaluate_task", evaluate_task)
     shutil.rmtree(paths.checkpoint_dir("rl", "d2"), ignore_errors=True)

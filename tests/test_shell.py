@@ -110,11 +110,12 @@ def test_the_gpt2_dry_run_is_the_gpt2_speedrun(bash):
         "wait",
         f"python -m scripts.tok_eval {tokenizer}",
     ]
-    pretrain, base_eval, identity, sft, chat_eval, rl, report = lines[7:]
+    pretrain, base_eval, base_chat, identity, sft, chat_eval, rl, report = lines[7:]
     assert pretrain.startswith(f"{run} scripts.base_train -- --depth=24 --target-param-data-ratio=8 ")
     assert {"--fp8", "--device-batch-size=16", "--model-tag=d24", "--run=dummy"} < set(pretrain.split())
     evaluation = "--eval=core,bpb,sample --bundle=eval_bundle --model-tag=d24"
     assert base_eval.startswith(f"{run} scripts.base_eval -- {evaluation}")
+    assert base_chat == f"{run} scripts.chat_eval -- -i base -a 'ARC-Easy|ARC-Challenge|MMLU' -g d24"
     assert identity == "python dev/make_identity.py"
     assert sft.startswith(f"{run} scripts.chat_sft -- --mixture=default") and "--identity" not in sft
     assert chat_eval == f"{run} scripts.chat_eval -- -i sft -g d24"  # all six tasks
@@ -126,7 +127,8 @@ def test_the_gpt2_dry_run_is_the_gpt2_speedrun(bash):
 def test_small_profiles_run_offline_in_one_process(bash, profile):
     lines = dry(bash, "--profile", profile)
     wanted = (
-        "tinyworld tok_train dataset tok_eval base_train base_eval chat_sft chat_eval chat_rl chat_eval report".split()
+        "tinyworld tok_train dataset tok_eval base_train base_eval chat_eval chat_sft chat_eval chat_rl chat_eval "
+        "report".split()
     )
     assert [name.split(".")[1] for name in modules(lines)] == wanted
     assert not [line for line in lines if "torchrun" in line or "climbmix" in line]
@@ -260,6 +262,38 @@ def test_depth_gives_another_model_another_tag(bash):
     assert "--depth=6 " in line and "--model-tag=tiny-d6 " in line
 
 
+@pytest.mark.parametrize(
+    "profile, gpus, shape",
+    [
+        ("tiny", [], "--vocab-size=4096 --aspect-ratio=32 --head-dim=64 --max-seq-len=256 --window-pattern=L "),
+        ("single", [("NVIDIA A100", 81920)] * 3, "--vocab-size=32768 --target-param-data-ratio=10.5 --gpus=2"),
+        ("gpt2", [], "--target-param-data-ratio=8 --device-batch-size=16 --fp8 --gpus=8 --gpu=NVIDIA H100"),
+    ],
+)
+def test_hours_give_the_depth_that_the_planner_finds_for_the_profile(bash, tmp_path, profile, gpus, shape):
+    python = tmp_path / "python"
+    python.write_text(
+        f"""#!/bin/sh\necho "$*" >>{tmp_path}/asked\necho '{{"depth": 14, "machine": {{"depth": 9}}}}'\n"""
+    )
+    python.chmod(0o755)
+    flags = ("--profile", profile, "--only", "3", "--hours", "2.5")
+    note, line = dry(bash, *flags, gpus=gpus, NANOCHAT_PYTHON=str(python))
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith("-m scripts.plan --json --hours=2.5 --corpus=") and shape in asked
+    assert note.startswith("# --hours 2.5: depth 14, by python -m scripts.plan --hours=2.5 ")
+    assert line == dry(bash, *flags[:4], "--depth=14", gpus=gpus)[0]
+
+
+def test_more_depth_than_24_reads_more_shards(bash):
+    def shards(depth):
+        lines = dry(bash, "--profile=gpt2", "--depth", depth)
+        return {int(number) for line in lines for number in re.findall(r"(?:-n |--num-files=)(\d+)", line)} - {8}
+
+    assert shards("12") == shards("24") == {170}
+    (deeper,) = shards("30")
+    assert 300 < deeper < 350
+
+
 def test_the_wandb_name_is_passed_on(bash):
     lines = dry(bash, "--profile", "tiny", WANDB_RUN="my run")
     assert [line for line in lines if "base_train" in line][0].endswith("'--run=my run'")
@@ -292,6 +326,12 @@ def test_a_description_that_is_not_there_is_one_line_at_the_beginning(bash):
         (["--depth=0"], "whole number"),
         (["--only", "nine"], "no stage 'nine'"),
         (["--from", "3", "--only", "4"], "exclude each other"),
+        (["--hours", "2", "--depth", "4"], "exclude each other"),
+        (["--hours"], "needs a value"),
+        (["--hours=0.0"], "above 0"),
+        (["--hours=2h"], "number of hours"),
+        (["--hours=1.2.3"], "number of hours"),
+        (["--profile=smoke", "--hours=1"], "tiny, single and gpt2"),
         (["--fast"], "unknown flag '--fast'"),
         (["tiny"], "unknown flag 'tiny'"),
     ],

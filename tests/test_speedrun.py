@@ -22,7 +22,8 @@ here=$(dirname "$0")
 echo "$*" >>"$here/calls"
 if [ -s "$here/wait" ] && [[ "$*" == *"$(cat "$here/wait")"* ]]; then exec sleep 60; fi
 if [ -s "$here/fail" ] && [[ "$*" == *"$(cat "$here/fail")"* ]]; then echo "no such luck"; exit 7; fi
-if [[ "$*" == *nanochat.report* ]]; then echo "# Report" >report.md; fi
+if [[ "$*" == *nanochat.report* ]]; then echo "# Report" | tee report.md >report.html; fi
+if [[ "$*" == *scripts.plan* ]]; then cat "$here/plan"; fi
 """
 
 
@@ -103,8 +104,10 @@ def clone(tmp_path):
     return Clone(tmp_path)
 
 
-ALL = "tinyworld tok_train dataset tok_eval base_train base_eval chat_sft chat_eval chat_rl chat_eval report".split()
-FROM_SFT = ALL[6:]
+ALL = (
+    "tinyworld tok_train dataset tok_eval base_train base_eval chat_eval chat_sft chat_eval chat_rl chat_eval report"
+).split()
+FROM_SFT = ALL[7:]
 
 
 def test_a_rerun_skips_what_is_done(clone):
@@ -119,7 +122,10 @@ def test_it_says_what_it_will_do_and_how_to_chat(clone):
     lines = clone.output.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["profile", "model", "download", "time", "lands"]
     assert lines[5] == ""
-    assert lines[-2] == f"report: {clone.root}/report.md" and (clone.root / "report.md").read_text() == "# Report\n"
+    assert (
+        lines[-2] == f"report: {clone.root}/report.html (and report.md)"
+        and (clone.root / "report.md").read_text() == "# Report\n"
+    )
     assert lines[-1].endswith(".venv/bin/python -m scripts.chat_cli -i rl -g tiny")
     assert str(clone.base) in lines[-1]
 
@@ -153,6 +159,41 @@ def test_what_a_description_says_is_an_input(clone, tmp_path):
     assert clone.run(**mine) == ["report"]
     (tmp_path / "me.txt").write_text("name: Bob")
     assert clone.run(**mine) == ["make_identity", *FROM_SFT]
+
+
+def test_hours_are_planned_once_and_then_stay_with_their_model(clone):
+    """A second timing might find another depth, and the interrupted model would not be gone on with."""
+    clone.set("plan", '{"depth": 8, "hours": 1}\n')
+    clone.set("fail", "chat_sft")
+    calls = clone.run("--hours=0.5", code=7)
+    assert calls[0] == "plan" and calls[-1] == "chat_sft" and "base_train" in calls
+    assert "--depth=8 " in (clone.bin / "calls").read_text() and clone.mark("03_pretrain", "tiny-d8").exists()
+    assert "at most 0.5 hours" in clone.output
+    clone.set("fail", "")
+    clone.set("plan", '{"depth": 10}\n')
+    assert clone.run("--hours=0.5")[0] == "chat_sft --resume"
+    assert clone.run("--hours=1")[:2] == ["plan", "base_train"]
+    assert clone.mark("03_pretrain", "tiny-d10").exists()
+
+
+def test_hours_for_which_nothing_is_found_stop_before_anything_runs(clone):
+    clone.set("fail", "scripts.plan")
+    assert clone.run("--hours=0.1", code=7) == ["plan"]
+    assert not (clone.base / "marks").exists()
+    clone.set("fail", "")
+    clone.set("plan", "nothing\n")
+    assert clone.run("--hours=0.1", code=1) == ["plan"]
+    assert not (clone.base / "marks").exists()
+
+
+def test_hours_need_the_set_up_first(clone):
+    (clone.root / ".venv" / ".nanochat-ready").unlink()
+    clone.run("--hours=1", "--dry-run", code=1)
+    assert len(clone.output.splitlines()) == 1 and "bash runs/00_setup.sh" in clone.output
+    (clone.root / "runs" / "00_setup.sh").write_text("echo set-up\n")
+    clone.set("plan", '{"depth": 8}\n')
+    assert clone.run("--hours=1", "--only=3")[0] == "plan"
+    assert clone.output.splitlines()[:2] == ["--hours needs the planner: set-up comes first", "set-up"]
 
 
 def test_number_of_gpus_and_wandb_name_are_no_inputs(clone):
@@ -197,7 +238,7 @@ def test_ctrl_c_leaves_no_mark(clone):
 def test_from_and_only_redo_finished_stages(clone):
     clone.run()
     assert clone.run("--from", "sft") == FROM_SFT
-    assert clone.run("--only", "4") == ["base_eval"]
+    assert clone.run("--only", "4") == ["base_eval", "chat_eval"]
     assert clone.run() == ["report"]
     assert clone.run("--only", "pretrain") == ["base_train"]
     assert clone.run() == ALL[5:]

@@ -13,6 +13,7 @@ from small_runs import (
     REPOSITORY,
     STEPS,
     Killed,
+    assert_same_files,
     assert_same_run,
     kill_in_step,
     lines,
@@ -100,6 +101,18 @@ def test_a_run_that_is_killed_twice_equals_one_that_was_not(world, monkeypatch):
     assert checkpoint.list_steps(paths.checkpoint_dir("base", "twice")) == [4, 8]
     pretrain("twice", f"--num-iterations {STEPS} --save-every 4 --resume")
     assert_same_run("twice", "d2")
+
+
+def test_a_run_in_slots_equals_one_in_one_piece(world):
+    """--stop-after ends a process, not the run: schedules are of the whole, and a slot ends saved and measured."""
+    for more, step in (("--stop-after 5", 5), ("--stop-after 4 --resume", 9), ("--stop-after 100 --resume", STEPS)):
+        pretrain("slots", f"--num-iterations {STEPS} {more}")
+        told = results.read("slots", "base_train")
+        assert (told["final"]["step"], told["plan"]["num_iterations"]) == (step, STEPS)
+        assert told["final"]["val_bpb"] is not None
+        assert checkpoint.find("base", "slots").name == f"step_{step:06d}"
+    assert losses("slots") == losses("d2")
+    assert_same_files(checkpoint.find("base", "slots"), checkpoint.find("base", "d2"))
 
 
 def test_going_on_from_a_given_step_makes_the_later_ones_again(world):

@@ -46,6 +46,7 @@ def test_base_train_says_what_is_wrong_with_its_flags(world, flags, parts):
         "--resume --resume-from-step 4",
         "--fp8-recipe other",
         "--keep 0",
+        "--stop-after 0",
         "--save-minutes 0",
         "--on-nan ignore",
     ],

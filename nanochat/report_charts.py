@@ -1,0 +1,132 @@
+"""Line charts of a report, as SVG that takes its colours and its font from the page's style sheet, so that they are
+right in the dark and in print; a point says its numbers when one points at it. No scripts."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 48, 14, 10, 40  # room around the plot
+SECOND_AXIS = 26  # more of it above, where there is one
+MOST = 600  # points drawn of a line
+TELLING = 48  # of them that say their numbers
+EARLY = 0.02  # share of a line, at its beginning, that may lie outside of the plot: a loss begins far up
+
+
+@dataclass
+class Line:
+    """name: in the legend. colour: a class of the style sheet, c1 to c6. source: where its numbers stand. faint: drawn
+    thin, below the others."""
+
+    name: str
+    xs: list[float]
+    ys: list[float]
+    colour: str
+    source: str = ""
+    faint: bool = False
+
+
+@dataclass
+class Axis:
+    """label: at its end. show: how its marks and the points are written."""
+
+    label: str
+    show: Callable[[float], str]
+
+
+def short(value: float) -> str:
+    """4000 -> 4k, 5.12e6 -> 5.12M."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def curves(
+    title: str,
+    lines: list[Line],
+    x_axis: Axis,
+    y_axis: Axis,
+    above: tuple[Axis, list[float], list[float]] | None = None,
+    from_zero: bool = False,
+) -> str:
+    """above: a second axis over the first, with the xs of some points and what it counts there, rising."""
+    top = TOP + (SECOND_AXIS if above else 0)
+    width, height = WIDTH - LEFT - RIGHT, HEIGHT - BOTTOM - top
+    x_low, x_high = min(line.xs[0] for line in lines), max(line.xs[-1] for line in lines)
+    y_low, y_high = y_range(lines, from_zero)
+
+    def x_of(x):
+        return width * (x - x_low) / (x_high - x_low) if x_high > x_low else width / 2
+
+    def y_of(y):
+        return height * (y_high - y) / (y_high - y_low)
+
+    svg = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">']
+
+    def text(x, y, words, kind, anchor="middle"):
+        svg.append(f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>')
+
+    for y in ticks(y_low, y_high):
+        at = top + y_of(y)
+        svg.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        text(LEFT - 6, at + 4, y_axis.show(y), "tick", "end")
+    for x in ticks(x_low, x_high):
+        text(LEFT + x_of(x), HEIGHT - BOTTOM + 16, x_axis.show(x), "tick")
+    text(WIDTH - RIGHT, HEIGHT - 6, x_axis.label, "axis", "end")
+    if above:
+        axis, xs, counts = above
+        for count in ticks(counts[0], counts[-1], 4):
+            at = LEFT + x_of(xs[min(bisect_left(counts, count), len(xs) - 1)])
+            svg.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 4}" y2="{top}"/>')
+            text(at, top - 7, axis.show(count), "tick")
+        text(WIDTH - RIGHT, TOP, axis.label, "axis", "end")
+    # an inner svg cuts off what leaves the plot
+    svg.append(f'<svg x="{LEFT}" y="{top}" width="{width}" height="{height}" overflow="hidden">')
+    for line in sorted(lines, key=lambda line: not line.faint):
+        points = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in thinned(line.xs, line.ys, MOST))
+        kind = f"line {line.colour}{' faint' if line.faint else ''}"
+        svg.append(f'<polyline class="{kind}" data-from="{escape(line.source)}" points="{points}"/>')
+    svg.append("</svg>")
+    for line in lines:
+        if line.faint:
+            continue
+        few = len(line.xs) <= TELLING
+        for x, y in thinned(line.xs, line.ys, TELLING):
+            if y_low <= y <= y_high:
+                told = f"{line.name} {y_axis.show(y)} at {x_axis.show(x)} {x_axis.label}"
+                svg.append(
+                    f'<circle class="{"dot" if few else "point"} {line.colour}" cx="{LEFT + x_of(x):.1f}" '
+                    f'cy="{top + y_of(y):.1f}" r="{2.5 if few else 6}"><title>{escape(told)}</title></circle>'
+                )
+    return "".join([*svg, "</svg>"])
+
+
+def finite(value) -> bool:
+    """Whether it can be drawn."""
+    return value is not None and math.isfinite(value)
+
+
+def y_range(lines: list[Line], from_zero: bool) -> tuple[float, float]:
+    """From the lowest to the highest of what is not early, with a margin."""
+    late = [y for line in lines for y in line.ys[math.ceil(EARLY * len(line.ys)) if len(line.ys) > 2 else 0 :]]
+    low, high = min(late), max(late)
+    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    return (0.0 if from_zero and low >= 0 else low - margin), high + margin
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers from low to high."""
+    if high <= low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / about))
+    step = next(step for step in (power, 2 * power, 2.5 * power, 5 * power, 10 * power) if (high - low) / step <= about)
+    return [round(i * step, 12) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def thinned(xs: list[float], ys: list[float], most: int) -> list[tuple[float, float]]:
+    """At most so many of the points, the first and the last among them; none is made up."""
+    places = range(len(xs)) if len(xs) <= most else [i * (len(xs) - 1) // (most - 1) for i in range(most)]
+    return [(xs[i], ys[i]) for i in places]
