@@ -170,12 +170,14 @@ def write_answers(
     prompts = {i: chat.prompt(tokenizer, conversation) for i, conversation in problems.items()}
     max_length = max(map(len, prompts.values())) + sampling["max_tokens"]
     engine = Engine(model, tokenizer, max_rows=batch_size, max_length=max_length, static=static)
+    max_tokens = sampling["max_tokens"]
     if rehearse:
         engine.ends = set()
     index_of, tokens_of = {}, {}  # by request id
     for index in sorted(prompts, key=lambda i: -len(prompts[i])):  # the longest do not end alone
         if rehearse:
-            sampling = sampling | {"max_tokens": chat.answer_tokens(tokenizer, problems[index])}
+            expected = chat.answer_tokens(tokenizer, problems[index])
+            sampling = sampling | {"max_tokens": min(max_tokens, expected)}
         for sample in range(num_samples):  # noise is drawn from the seed, so it names the problem and the sample
             id = engine.submit(Request(prompts[index], seed=index * num_samples + sample, **sampling))
             index_of[id], tokens_of[id] = index, []

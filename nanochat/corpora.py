@@ -68,8 +68,9 @@ def climbmix_files(num_files: int) -> list[str]:
     return [CLIMBMIX_VALIDATION] + [f"shard_{index:05d}.parquet" for index in range(train)]
 
 
-def download_climbmix(num_files: int, num_workers: int = 4, first_wait: float = 1.0) -> None:
-    """Fetches the shards that are missing; the manifest lists each once it is whole. Raises DownloadError."""
+def download_climbmix(num_files: int, num_workers: int = 4, first_wait: float = 1.0) -> int:
+    """Fetches the shards that are missing, and returns how many; the manifest lists each once it is whole. Raises
+    DownloadError."""
     names = climbmix_files(num_files)
     folder = paths.corpus_dir("climbmix")
     page = f"{paths.hf_endpoint()}/{CLIMBMIX_PAGE}"
@@ -109,6 +110,7 @@ def download_climbmix(num_files: int, num_workers: int = 4, first_wait: float = 
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     print(f"ClimbMix: {len(names)} shards in {folder}")
+    return len(missing)
 
 
 def _register(entries: dict[str, dict], source: str) -> set[str]:

@@ -360,8 +360,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     started = time.time()
     if args.command is None:
-        download_climbmix(args.num_files, args.num_workers)
-        paths.write_result("data", "climbmix", started, told_of_corpus("climbmix"))
+        if download_climbmix(args.num_files, args.num_workers):
+            paths.write_result("data", "climbmix", started, told_of_corpus("climbmix"))
     elif args.command == "import":
         import_text(
             args.sources, args.name, args.validation_fraction, args.seed, args.shard_characters, force=args.force
@@ -369,12 +369,13 @@ def main(args: argparse.Namespace) -> None:
         paths.write_result("data", args.name, started, told_of_corpus(args.name))
     else:
         if args.wait and args.corpus == "climbmix":
-            tokenize_on_arrival(args.corpus, _tokenizer_of(args), args.limit, args.processes)
+            files = tokenize_on_arrival(args.corpus, _tokenizer_of(args), args.limit, args.processes)
         else:
             limit = None if args.limit == -1 else args.limit
             files = tokenize(args.corpus, _tokenizer_of(args), limit=limit, num_workers=args.processes)
             print(f"{len(files)} token files in {files[0].tokens.parent}")
-        paths.write_result("tokenize", f"{args.corpus}-{args.vocab_size}", started, {"corpus": args.corpus})
+        if any(file.tokens.stat().st_mtime > started for file in files):  # not all of them were there
+            paths.write_result("tokenize", f"{args.corpus}-{args.vocab_size}", started, {"corpus": args.corpus})
 
 
 def told_of_corpus(name: str) -> dict:

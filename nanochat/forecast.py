@@ -6,7 +6,8 @@ import math
 import torch
 
 from nanochat.gpt import GPTConfig
-from nanochat.scaling import Plan, meta_model
+from nanochat.memory import state_bytes, weight_bytes
+from nanochat.scaling import Plan
 
 TOKENS_A_SHARD = 34.5e6  # of ClimbMix, that reach a row: 170 shards serve the 5.84e9 tokens of depth 24 at ratio 8
 MIN_SHARDS = 8  # what the tokenizer is trained on
@@ -32,16 +33,9 @@ def shards(tokens: int) -> int:
     return max(MIN_SHARDS, math.ceil(tokens / TOKENS_A_SHARD))
 
 
-def checkpoint_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
-    """Weights, and the optimizer's state: two numbers a parameter of AdamW, one of Muon."""
-    counts = meta_model(config).counts()
-    tables = counts["wte"] + counts["value_embeds"]
-    weights = tables * (2 if dtype == torch.bfloat16 else 4) + (counts["total"] - tables) * 4
-    return weights + 8 * (tables + counts["lm_head"]) + 4 * counts["transformer_matrices"]
-
-
 def disk_bytes(config: GPTConfig, dtype: torch.dtype, corpus: str, num_shards: int) -> float:
-    return num_shards * SHARD_DISK + CHECKPOINTS * checkpoint_bytes(config, dtype) + OTHER_DISK.get(corpus, 0.2e9)
+    checkpoint = weight_bytes(config, dtype) + state_bytes(config)
+    return num_shards * SHARD_DISK + CHECKPOINTS * checkpoint + OTHER_DISK.get(corpus, 0.2e9)
 
 
 def known_result(plan: Plan, corpus: str) -> dict:

@@ -1,5 +1,9 @@
 """A planned run as a table to read."""
 
+import math
+
+from nanochat.results import duration
+
 
 def as_text(found: dict) -> str:
     """found: as scripts.plan --json gives it."""
@@ -8,6 +12,11 @@ def as_text(found: dict) -> str:
     gpus = max(1, found["machine"]["gpus"])
     T, heads = config["sequence_len"], config["n_head"]
     lines = [f"depth {found['depth']} on {found['machine']['title']}", found["recipe"]]
+    if not found["fits"]:
+        needed, usable = min(room["rows_gb"].values()), room["usable"] * room["there_gb"]
+        lines.append(
+            f"DOES NOT FIT: one row takes {needed:,.1f} GB, {usable:,.1f} are usable: a smaller --depth, or more memory"
+        )
 
     def section(title, *rows):
         lines.extend(["", title])
@@ -36,9 +45,13 @@ def as_text(found: dict) -> str:
         (
             "tokens",
             f"{the_plan['tokens']:,}",
-            f"{the_plan['tokens'] / the_plan['scaling_params']:.1f} a scaling parameter",
+            f"{the_plan['tokens'] / the_plan['scaling_params']:.3g} a scaling parameter",
         ),
-        ("batch", f"{the_plan['total_batch_size']:,}", f"tokens, {room['rows_a_step']:,} rows"),
+        (
+            "batch",
+            f"{the_plan['total_batch_size']:,}",
+            f"tokens, {room['rows_a_step']:,} row{'s' * (room['rows_a_step'] > 1)}",
+        ),
         ("steps", f"{the_plan['num_iterations']:,}", ""),
         ("compute", f"{the_plan['total_flops']:.2e}", f"FLOPs, {the_plan['flops_per_token'] / 1e9:.3g} G a token"),
         ("speed", f"{found['tokens_per_second']:,.0f}", f"tokens/s, {flops}"),
@@ -53,7 +66,7 @@ def as_text(found: dict) -> str:
     bpb, core = expected["bits_per_byte"], expected["core"]
     result = [("bits per byte", f"{bpb:.3f}" if bpb else "not known", expected["source"])]
     section("result", *result, *([("CORE", f"{core:.4f}", "")] if core else []))
-    return "\n".join([*lines, "", *found["commands"]])
+    return "\n".join([*lines, *([""] if found["commands"] else []), *found["commands"]])
 
 
 def memory_rows(room: dict, gpus: int) -> list[tuple]:
@@ -61,9 +74,9 @@ def memory_rows(room: dict, gpus: int) -> list[tuple]:
     rows = []
     for size, gigabytes in room["rows_gb"].items():
         notes = ["too much"] if gigabytes > limit else []
-        if size == room["rows"]:
-            times = room["rows_a_step"] / gpus / size
-            notes.insert(0, f"<- chosen, {times:.0f} time{'s' * (times > 1)} a step")
+        if size == room["rows"] and not notes:
+            times = math.ceil(room["rows_a_step"] / gpus / size)
+            notes.insert(0, f"<- chosen, {times:,} time{'s' * (times > 1)} a step")
         rows.append((f"{size} row{'s' * (size > 1)} at once", f"{gigabytes:,.1f} GB", ", ".join(notes)))
     return rows
 
@@ -80,15 +93,3 @@ def time_rows(found: dict) -> list[tuple]:
     )
     rows[-1] = (*rows[-1][:2], f"{rows[-1][2]} {each}, downloads aside".strip())
     return rows
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 1200:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 72 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:,.{1 if seconds < 864000 else 0}f} days"

@@ -1,5 +1,6 @@
 """What is known of GPUs by their names: speed, memory, price. One table, for the MFU of a run and for planning one."""
 
+import re
 from dataclasses import dataclass
 
 # fp8 in all linear layers: +17 % tokens/s at depth 26 on an H100, slower than bf16 at depth 12 (both measured by the
@@ -9,7 +10,7 @@ FP8_GAIN, FP8_PAYS_ABOVE = 1.17, 12
 
 @dataclass(frozen=True)
 class Device:
-    part: str  # of the device's name, lower case
+    part: str  # of the device's name, lower case; a digit may not follow
     title: str
     peak_flops: float  # dense bf16 FLOP/s; NVIDIA's and AMD's data sheets
     memory_gb: float
@@ -23,12 +24,13 @@ class Device:
         return self.peak_flops * self.reached * gain
 
 
-# The first match counts, so longer names come first. Known: 590 TFLOP/s an H100 in fp8 at depth 24, which is 504 in
-# bf16; the other shares are guesses after it.
+# The first whole word that matches counts, so longer names come first. Known: 590 TFLOP/s an H100 in fp8 at depth 24,
+# which is 504 in bf16; the other shares are guesses after it.
 DEVICES = (
     Device("gb200", "GB200", 2.5e15, 186, 0.45, True, 6.50),
     Device("b200", "B200", 2.25e15, 180, 0.45, True, 5.50),
     Device("b100", "B100", 1.8e15, 180, 0.45, True, 4.50),
+    Device("gh200", "GH200", 989e12, 96, 0.51, True, 3.00),
     Device("h200 nvl", "H200 NVL", 836e12, 141, 0.51, True, 3.20),
     Device("h200", "H200", 989e12, 141, 0.51, True, 3.50),
     Device("h100 nvl", "H100 NVL", 835e12, 94, 0.51, True, 2.60),
@@ -56,7 +58,9 @@ DEVICES = (
 
 def find(name: str) -> Device | None:
     """The device that calls itself so, NVIDIA GeForce RTX 4090 for example."""
-    return next((device for device in DEVICES if device.part in name.lower()), None)
+    return next(
+        (device for device in DEVICES if re.search(rf"(?<![a-z0-9]){device.part}(?![0-9])", name.lower())), None
+    )
 
 
 def asked(name: str) -> Device:

@@ -24,13 +24,23 @@ USABLE = 0.92  # of what is free: the allocator's cuttings, the collectives' buf
 def fixed_bytes(config: GPTConfig, world_size: int, dtype: torch.dtype) -> int:
     """Weights, gradients, this rank's optimizer state, the weights cast to dtype, and the logits of one chunk."""
     counts = meta_model(config).counts()
-    matrices = counts["transformer_matrices"]
+    cast = counts["transformer_matrices"] + counts["lm_head"]
+    casts = 0 if dtype == torch.float32 else dtype.itemsize * cast
+    state = state_bytes(config) // world_size
+    return 2 * weight_bytes(config, dtype) + state + casts + GPU_CHUNK * (4 + 4 + dtype.itemsize)
+
+
+def weight_bytes(config: GPTConfig, dtype: torch.dtype) -> int:
+    """Tables are kept in bfloat16 where that is computed in, all else in float32."""
+    counts = meta_model(config).counts()
     tables = counts["wte"] + counts["value_embeds"]
-    table_size = dtype.itemsize if dtype == torch.bfloat16 else 4
-    weights = tables * table_size + (counts["total"] - tables) * 4
-    state = (8 * (tables + counts["lm_head"]) + 4 * matrices) // world_size
-    casts = 0 if dtype == torch.float32 else dtype.itemsize * (matrices + counts["lm_head"])
-    return 2 * weights + state + casts + GPU_CHUNK * (4 + 4 + dtype.itemsize)
+    return tables * (2 if dtype == torch.bfloat16 else 4) + (counts["total"] - tables) * 4
+
+
+def state_bytes(config: GPTConfig) -> int:
+    """The optimizer's: two numbers a parameter of AdamW, one of Muon."""
+    counts = meta_model(config).counts()
+    return 8 * (counts["wte"] + counts["value_embeds"] + counts["lm_head"]) + 4 * counts["transformer_matrices"]
 
 
 def row_bytes(config: GPTConfig, sequence_len: int, dtype: torch.dtype, compiled: bool) -> int:

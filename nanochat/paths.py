@@ -76,9 +76,10 @@ def hf_endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-def child_environment(base: Path) -> dict[str, str]:
-    """The environment of a process whose artifacts go elsewhere."""
-    return {**os.environ, "NANOCHAT_BASE_DIR": str(base)}
+def child_environment(base: Path, code: Path) -> dict[str, str]:
+    """The environment of a process whose artifacts go elsewhere, and that finds our code from wherever it runs."""
+    path = os.pathsep.join(filter(None, (str(code), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "NANOCHAT_BASE_DIR": str(base), "PYTHONPATH": path}
 
 
 def write_json(path: Path, value) -> None:
@@ -99,9 +100,11 @@ def command_line() -> str:
     return shlex.join([*(["python", "-m", module] if module else [sys.argv[0]]), *sys.argv[1:]])
 
 
-def write_result(stage: str, tag: str, started: float, summary: dict) -> None:
+def write_result(stage: str, tag: str, started: float, summary: dict, spent: float = 0.0) -> None:
     """results/<tag>/<stage>.json: what a stage has found, after who it is and before how long it took. started: by
-    time.time()."""
+    time.time(). spent: seconds before that, by processes that this one went on from."""
     when = datetime.fromtimestamp(started, timezone.utc).isoformat(timespec="seconds")
     head = {"stage": stage, "tag": tag, "command": command_line(), "started": when}
-    write_json(results_dir(tag) / f"{stage}.json", {**head, **summary, "seconds": round(time.time() - started, 2)})
+    write_json(
+        results_dir(tag) / f"{stage}.json", {**head, **summary, "seconds": round(time.time() - started + spent, 2)}
+    )

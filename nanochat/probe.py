@@ -119,7 +119,7 @@ def busy() -> str:
         time.sleep(0.05)
         running.append(int(LOADAVG.read_text().split()[3].partition("/")[0]) - 1)  # this one runs, too
     others, cores = statistics.mean(running or [0]), runtime.usable_cores()
-    return f"other processes kept {others:.1f} of {cores} cores busy" if others > BUSY * cores else ""
+    return f"other processes run on this host, {others:.1f} on {cores} cores" if others > BUSY * cores else ""
 
 
 def product_rate(machine: Runtime) -> float:

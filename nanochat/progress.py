@@ -13,6 +13,7 @@ class Progress:
     """Saved with every checkpoint."""
 
     step: int = 0  # steps done
+    elapsed: float = 0.0  # seconds in the loop, of all processes of the run
     measured_at: int = -1  # the step before which bits per byte were last asked for
     ema_loss: float = 0.0
     ema_steps: int = 0

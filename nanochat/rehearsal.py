@@ -7,6 +7,7 @@ sentence on what they rest on. Models in a rehearsal have learned nothing, so th
 the expected ones.
 """
 
+import itertools
 import re
 import shutil
 import statistics
@@ -15,18 +16,27 @@ import sys
 import time
 from pathlib import Path
 
+from nanochat.corpora import CLIMBMIX_SHARDS
 from nanochat.memory import USABLE
-from nanochat.report_run import duration
+from nanochat.results import duration
+from nanochat.runtime import usable_cores
 
+TAIL = 20_000  # bytes of a log
 WARM = 2  # steps of a process that say little of the others
 
 
-def steps(log: list[dict], first: int, num_steps: int) -> tuple[float, float]:
-    """(seconds of one step, of all steps from `first` on), the wait for its rows included."""
+def steps(log: list[dict], first: int) -> tuple[float, int]:
+    """(seconds of one step, how many there were) from `first` on, the wait for their rows included."""
     seconds = [
         line["train/dt"] / (1 - line["train/data_wait"]) for line in log if "train/dt" in line and line["step"] >= first
     ]
-    return statistics.median(seconds[WARM:] or seconds), sum(seconds)
+    return statistics.median(seconds[WARM:] or seconds or [0.0]), len(seconds)
+
+
+def measurements(log: list[dict], after: int) -> tuple[float, int]:
+    """(seconds of one, how many there were); the first may have been compiled."""
+    seconds = [line["val/dt"] for line in log if "val/dt" in line and line["step"] > after]
+    return statistics.median(seconds[1:] or seconds or [0.0]), len(seconds)
 
 
 def times_due(every: int, num_steps: int, from_start: bool) -> int:
@@ -34,27 +44,57 @@ def times_due(every: int, num_steps: int, from_start: bool) -> int:
     return 0 if every < 1 else (num_steps - 1) // every + 1 + from_start
 
 
-def training(args, found: dict, log: list[dict], wall: float, num_steps: int, ran: int, share: float = 1.0) -> tuple:
-    """Pretraining and SFT. num_steps: of the whole run; ran: of the short one; share: of --eval-tokens that it took."""
-    first = found["final"]["step"] - ran
-    step, all_steps = steps(log, first, ran)
-    measured = [line["val/dt"] for line in log if "val/dt" in line and (line["step"] > first or first == 0)]
-    start = wall - all_steps - sum(measured)
-    measurement = statistics.median(measured) / share if measured else 0.0
+def training(args, found: dict, log: list[dict], wall: float, num_steps: int, first: int, share: float = 1.0) -> tuple:
+    """Pretraining and SFT. num_steps: of the whole run; first: the step that the short one began at; share: of
+    --eval-tokens that it took. What its first steps and measurements took longer, is start."""
+    (step, ran), (measurement, measured) = steps(log, first), measurements(log, first if first else -1)
+    start = wall - ran * step - measured * measurement
     count = times_due(args.eval_every, num_steps, from_start=True)
-    seconds = start + num_steps * step + count * measurement
     said = f"{num_steps:,} steps of {brief(step)}"
-    said += f", {count} measurements of {brief(measurement)}" if count else ""
-    return seconds, f"{said}, {brief(start)} to start and save"
+    said += f", {count} measurements of {brief(measurement / share)}" if count else ""
+    return start + num_steps * step + count * measurement / share, f"{said}, {brief(start)} to start and save"
 
 
-def fine_tuning(args, found: dict, log: list[dict], wall: float, ran: int, share: float = 1.0) -> tuple:
+def fine_tuning(args, found: dict, log: list[dict], wall: float, share: float = 1.0) -> tuple:
     """SFT of a part of the mixture: its rendering and, where an epoch is wanted, its steps grow with the whole."""
     whole = found["available"] / found["conversations"]
     num_steps = args.num_iterations if args.num_iterations > 0 else round(found["num_iterations"] * whole)
     rendering = found["rendering_seconds"]
-    seconds, said = training(args, found, log, wall - rendering, num_steps, ran, share)
+    seconds, said = training(args, found, log, wall - rendering, num_steps, 0, share)
     return seconds + rendering * whole, said
+
+
+def shards_wanted(flags: list[str]) -> int:
+    """Training shards that a command of nanochat.dataset asks for."""
+    count = int(flags[flags.index("-n") + 1])
+    return CLIMBMIX_SHARDS - 1 if count == -1 else count
+
+
+class Shards:
+    """Those of ClimbMix: how many are here, and how long they take. fetched: seconds of each that the rehearsal
+    fetched; brought: how many the run will have by the commands that were asked about so far."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.fetched, self.brought = folder, [], 0
+
+    def here(self) -> int:
+        """Training shards from the first on."""
+        there = ((self.folder / f"shard_{count:05d}.parquet").exists() for count in range(CLIMBMIX_SHARDS))
+        return sum(itertools.takewhile(bool, there))
+
+    def forecast(self, flags: list[str], seconds: float) -> tuple[float, str]:
+        """Of a command of nanochat.dataset that took so long for one more shard, or for the tokens of two."""
+        if "-n" not in flags:
+            return seconds, "done whole"
+        wanted = shards_wanted(flags)
+        if "tokenize" in flags:  # the validation shard, too
+            count, cores = wanted + 1, usable_cores()
+            return seconds * min(cores, 2) / 2 * count / min(cores, count), f"{count} shards on {cores} cores"
+        missing, self.brought = max(0, wanted - max(self.here(), self.brought)), wanted
+        if not missing:
+            return seconds, "all shards are there"
+        each = statistics.mean(self.fetched or [0.0])
+        return missing * each, f"{missing} shards of {brief(each)}"
 
 
 def core_seconds(found: dict, max_per_task: int) -> float:
@@ -91,26 +131,25 @@ def chat_evaluation(args, found: dict, wall: float) -> tuple:
     return start + problems, f"{count:,} problems in {brief(problems)}, {brief(start)} to start"
 
 
-def practice(args, found: dict, log: list[dict], wall: float, ran: int, share: float) -> tuple:
-    """RL. share: of --eval-examples that the short run took. Where the short run has learned from nothing, because all
-    answers were wrong, what learning takes is not in."""
+def practice(args, found: dict, log: list[dict], wall: float, share: float) -> tuple:
+    """RL. share: of --eval-examples that the short run took."""
     num_steps = found["num_iterations"]
-    step, all_steps = steps(log, found["final"]["step"] - ran, ran)
-    measured = [line["val/dt"] for line in log if "val/dt" in line]
-    start = wall - all_steps - sum(measured)
-    examination = statistics.median(measured) / share if measured else 0.0
+    (step, ran), (examination, examined) = steps(log, 0), measurements(log, -1)
+    start = wall - ran * step - examined * examination
     count = times_due(args.eval_every, num_steps, from_start=True)
-    seconds = start + num_steps * step + count * examination
-    said = (
-        f"{num_steps:,} steps of {brief(step)}, {count} examinations of {brief(examination)}, {brief(start)} to start"
-    )
-    return seconds, said
+    said = f"{num_steps:,} steps of {brief(step)}"
+    said += f", {count} examinations of {brief(examination / share)}" if count else ""
+    return start + num_steps * step + count * examination / share, f"{said}, {brief(start)} to start"
 
 
 def brief(seconds: float) -> str:
     if seconds < 1:
         return f"{1000 * max(0.0, seconds):.0f} ms"
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 # -- for people
@@ -136,11 +175,22 @@ def show_progress(title: str, log: Path, began: float) -> None:
 
 
 def last_line(log: Path) -> str:
+    return (lines_of(log) or [""])[-1]
+
+
+def reason(log: Path) -> str:
+    """Of a command that failed: its last line, or that of its workers before torchrun speaks of their end."""
+    lines = lines_of(log)
+    ends = [i for i, line in enumerate(lines) if i and "torch/distributed/elastic" in line]
+    return lines[ends[0] - 1] if ends else (lines or [""])[-1]
+
+
+def lines_of(log: Path) -> list[str]:
+    """The last lines of a log that are not blank; what a progress bar wrote over itself counts as several."""
     with open(log, "rb") as file:
-        file.seek(max(0, log.stat().st_size - 4000))
-        lines = re.split(rb"[\r\n]+", file.read())
-    said = [line for line in lines if line.strip()]
-    return said[-1].decode("utf-8", "replace").strip() if said else ""
+        file.seek(max(0, log.stat().st_size - TAIL))
+        lines = re.split(r"[\r\n]+", file.read().decode("utf-8", "replace"))
+    return [line.strip() for line in lines if line.strip()]
 
 
 def told(found: dict) -> str:

@@ -10,6 +10,7 @@ The numbers that the report works out itself (code size, totals, costs) are kept
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from nanochat import paths
@@ -17,7 +18,6 @@ from nanochat.report_compare import compare
 from nanochat.report_pages import Page, html, markdown
 from nanochat.report_run import Run, choose_tag, scores
 from nanochat.report_sections import report
-from nanochat.results import read
 
 
 def generate(tag: str | None = None, seconds: float | None = None, price: float | None = None) -> Path:
@@ -35,10 +35,7 @@ def generate(tag: str | None = None, seconds: float | None = None, price: float 
 
 def generate_comparison(tags: list[str], price: float | None = None) -> Path:
     """Writes compare.md and compare.html, in the same two places; returns the HTML page."""
-    runs = []
-    for tag in tags:
-        before = read(tag, "report") or {}  # what its whole speedrun took is known to the report alone
-        runs.append(Run(tag, before.get("speedrun_seconds"), price, one_of=len(tags)))
+    runs = [Run(tag, price=price, one_of=len(tags)) for tag in tags]
     for run in runs:
         keep_what_was_worked_out(run)
     return write(compare(runs), "compare")
@@ -76,12 +73,14 @@ def parse_args(argv=None):
         "--price", type=float, help="dollars per hour of one device (default: a usual one, where known)"
     )
     args = parser.parse_args(argv)
-    if args.action == "compare" and len(set(args.tags)) < 2:
-        parser.error("compare takes two models or more: python -m nanochat.report compare d12 d16")
+    if args.action == "compare" and (len(args.tags) < 2 or len(set(args.tags)) < len(args.tags)):
+        parser.error("compare takes two models or more, and each once: python -m nanochat.report compare d12 d16")
     if args.action != "compare" and args.tags:
         parser.error(f"{args.action} takes no {args.tags[0]!r}; a model is named by --model-tag")
-    if args.price is not None and args.price < 0:
-        parser.error(f"--price is {args.price}; expected dollars per hour, 0 or more")
+    for name in ("price", "seconds"):
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < math.inf:
+            parser.error(f"--{name} is {value}; expected 0 or more")
     return args
 
 
@@ -91,11 +90,11 @@ def main(args):
         return
     try:
         if args.action == "compare":
-            path = generate_comparison(list(dict.fromkeys(args.tags)), args.price)
+            path = generate_comparison(args.tags, args.price)
         else:
             path = generate(args.model_tag, args.seconds, args.price)
             print(f"scores: {paths.scores_file()}")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from None
     print(f"report: {path} (and ./{path.name}, ./{path.stem}.md)")
 

@@ -36,7 +36,7 @@ class Axis:
     show: Callable[[float], str]
 
 
-def short(value: float) -> str:
+def tick(value: float) -> str:
     """4000 -> 4k, 5.12e6 -> 5.12M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
@@ -51,12 +51,14 @@ def curves(
     y_axis: Axis,
     above: tuple[Axis, list[float], list[float]] | None = None,
     from_zero: bool = False,
+    clip: bool = False,
 ) -> str:
-    """above: a second axis over the first, with the xs of some points and what it counts there, rising."""
+    """above: a second axis over the first, with the xs of some points and what it counts there, rising. clip: the plot
+    is as high as what is not early in the lines; where one begins above it, this is said."""
     top = TOP + (SECOND_AXIS if above else 0)
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - BOTTOM - top
-    x_low, x_high = min(line.xs[0] for line in lines), max(line.xs[-1] for line in lines)
-    y_low, y_high = y_range(lines, from_zero)
+    x_low, x_high = min(0, *(line.xs[0] for line in lines)), max(line.xs[-1] for line in lines)
+    y_low, y_high = y_range(lines, from_zero, EARLY if clip else 0)
 
     def x_of(x):
         return width * (x - x_low) / (x_high - x_low) if x_high > x_low else width / 2
@@ -74,7 +76,8 @@ def curves(
         svg.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         text(LEFT - 6, at + 4, y_axis.show(y), "tick", "end")
     for x in ticks(x_low, x_high):
-        text(LEFT + x_of(x), HEIGHT - BOTTOM + 16, x_axis.show(x), "tick")
+        anchor = "end" if x_of(x) > width - 12 else "middle"
+        text(LEFT + min(x_of(x), width), HEIGHT - BOTTOM + 16, x_axis.show(x), "tick", anchor)
     text(WIDTH - RIGHT, HEIGHT - 6, x_axis.label, "axis", "end")
     if above:
         axis, xs, counts = above
@@ -83,6 +86,9 @@ def curves(
             svg.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 4}" y2="{top}"/>')
             text(at, top - 7, axis.show(count), "tick")
         text(WIDTH - RIGHT, TOP, axis.label, "axis", "end")
+    first = max(line.ys[0] for line in lines)
+    if first > y_high:
+        text(LEFT + 16, top + 12, f"↑ from {y_axis.show(first)}", "tick", "start")
     # an inner svg cuts off what leaves the plot
     svg.append(f'<svg x="{LEFT}" y="{top}" width="{width}" height="{height}" overflow="hidden">')
     for line in sorted(lines, key=lambda line: not line.faint):
@@ -104,14 +110,9 @@ def curves(
     return "".join([*svg, "</svg>"])
 
 
-def finite(value) -> bool:
-    """Whether it can be drawn."""
-    return value is not None and math.isfinite(value)
-
-
-def y_range(lines: list[Line], from_zero: bool) -> tuple[float, float]:
+def y_range(lines: list[Line], from_zero: bool, early: float) -> tuple[float, float]:
     """From the lowest to the highest of what is not early, with a margin."""
-    late = [y for line in lines for y in line.ys[math.ceil(EARLY * len(line.ys)) if len(line.ys) > 2 else 0 :]]
+    late = [y for line in lines for y in line.ys[math.ceil(early * len(line.ys)) if len(line.ys) > 2 else 0 :]]
     low, high = min(late), max(late)
     margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
     return (0.0 if from_zero and low >= 0 else low - margin), high + margin

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-from nanochat.report_charts import Axis, Line, curves, finite
-from nanochat.report_charts import short as tick
+from nanochat.report_charts import Axis, Line, curves, tick
 from nanochat.report_pages import Bar, Bars, Chart, Number, Page, Paragraph, Section, Side, Table
 from nanochat.report_run import (
     MISTAKES,
@@ -22,6 +21,8 @@ from nanochat.report_run import (
     source,
     words,
 )
+from nanochat.report_shapes import is_number
+from nanochat.report_training import tokens_a_step
 
 PALETTE = ("c1", "c3", "c2", "c5", "c6", "c4")  # a colour for each run, again from the first after the last
 NOT_A_CHOICE = ("run", "model_tag", "device_type", "resume", "resume_from_step", "stop_after")  # flags
@@ -57,7 +58,7 @@ def side_by_side(runs: list[Run]) -> list:
     row("validation bits per byte", "report", "metrics", "bits per byte, validation", "base")
     row("CORE", "base_eval", "core", "metric")
     for name, title in SOURCES.items():
-        row(f"chat, {title}: mean of its tasks", "report", "mean_chat_accuracy", name, show=percent)
+        row(f"chat, {title}: mean of the tasks", "report", "mean_chat_accuracy", name, show=percent)
         row(f"ChatCORE, {title}", f"chat_eval_{name}", "chatcore")
     row("layers", "base_train", "model", "config", "n_layer")
     row("parameters", "base_train", "model", "counts", "total", show=short)
@@ -95,7 +96,7 @@ def chart(runs: list[Run], colour: dict, title: str, stage: str, key: str, along
     for run in runs:
         place = places(run, stage, along)
         log = [line for line in run.logs[stage] if show is not rate or line.get("total_training_time")]  # warm
-        points = [(place(line), line[key]) for line in log if finite(line.get(key))]
+        points = [(place(line), line[key]) for line in log if is_number(line.get(key))]
         points = [(x, y) for x, y in points if x is not None]
         if len(points) > 1:
             xs, ys = map(list, zip(*points, strict=True))
@@ -104,18 +105,20 @@ def chart(runs: list[Run], colour: dict, title: str, stage: str, key: str, along
             legend.append((colour[run.tag], (f"{run.tag} ", Number(ys[-1], show(ys[-1]), f"{where} › last"))))
     if not lines:
         return None
-    return Chart(title, curves(title, lines, Axis(along, tick), Axis("", tick)), legend)
+    return Chart(
+        title, curves(title, lines, Axis(along, tick), Axis("", tick), clip=key in ("val/bpb", "train/loss")), legend
+    )
 
 
 def places(run: Run, stage: str, along: str) -> Callable[[dict], float | None]:
     """Where a line of a log stands along an axis; None where that is not known."""
-    seconds = {line["step"]: line["total_training_time"] for line in run.logs[stage] if "total_training_time" in line}
-    step, tokens = run.get(stage, "final", "step"), run.get(stage, "final", "tokens")
-    a_step = {
-        "steps": 1,
-        "tokens": tokens // step if step and tokens else None,
-        "FLOPs": run.get(stage, "plan", "flops_per_token", default=0) * (tokens or 0) / step if step else None,
+    seconds = {
+        line["step"]: line["total_training_time"]
+        for line in run.logs[stage]
+        if is_number(line.get("total_training_time"))
     }
+    flops, tokens = run.number(stage, "plan", "flops_per_token"), tokens_a_step(run, stage)
+    a_step = {"steps": 1, "tokens": tokens, "FLOPs": flops.value * tokens if flops and tokens else None}
 
     def place(line: dict) -> float | None:
         done = line["step"] + ("train/dt" in line)

@@ -168,7 +168,7 @@ def as_markdown(block) -> str:
             return (f"{label}:\n\n" if label else "") + indented(text)
         case Talk(messages):
             return "\n\n".join(
-                f"**{message['role']}**\n\n{indented(plain(message['content']))}" for message in messages
+                f"**{message['role']}**\n\n{indented(plain(message.get('content') or ''))}" for message in messages
             )
         case Compared(columns, rows):
             lines = [[Quoted(asked), *(Quoted(plain(answer)) for answer in answers)] for asked, answers in rows]
@@ -184,7 +184,8 @@ def markdown_table(header: list[str], rows: list[list[Cell]]) -> str:
     def line(cells):
         return "| " + " | ".join(markdown_cell(cell).replace("|", "\\|") for cell in cells) + " |"
 
-    ruler = "|" + "|".join([" --- "] + [" ---: "] * (len(header) - 1)) + "|"
+    numeric = [any(isinstance(row[i], Number) for row in rows) for i in range(len(header))]
+    ruler = "|" + "|".join(" ---: " if number else " --- " for number in numeric) + "|"
     return "\n".join([line(header), ruler, *map(line, rows)])
 
 
@@ -212,7 +213,7 @@ def plain(content: str | list[dict]) -> str:
     if isinstance(content, str):
         return content
     marks = {"python": ("<<", ">>"), "python_output": ("[", "]")}
-    return "".join(part["text"].join(marks.get(part["type"], ("", ""))) for part in content)
+    return "".join(str(part["text"]).join(marks.get(part.get("type"), ("", ""))) for part in content if "text" in part)
 
 
 # --- HTML
@@ -265,8 +266,11 @@ def as_html(block) -> str:
             return f'<dl class="cards">{"".join(shown)}</dl>'
         case Table(header, rows):
             head = "".join(f"<th>{escape(title)}</th>" for title in header)
-            body = "".join(f"<tr>{''.join(map(table_cell, row))}</tr>" for row in rows)
-            return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+            numeric = [any(isinstance(row[i], Number) for row in rows) for i in range(len(header))]
+            body = "".join(f"<tr>{''.join(map(table_cell, row, numeric, header))}</tr>" for row in rows)
+            quoted = any(isinstance(value, Quoted) for row in rows for value in row)
+            kind = "wide stack" if quoted else "wide"
+            return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         case Bars():
             return bars_as_html(block)
         case Chart(title, svg, legend):
@@ -276,7 +280,9 @@ def as_html(block) -> str:
         case Verbatim(text, label):
             return (f"<h4>{escape(label)}</h4>" if label else "") + f"<pre>{escape(text)}</pre>"
         case Talk(messages):
-            turns = "".join(f'<div class="turn {m["role"]}">{spoken(m["content"])}</div>' for m in messages)
+            turns = "".join(
+                f'<div class="turn {escape(m["role"])}">{spoken(m.get("content") or "")}</div>' for m in messages
+            )
             return f'<div class="talk">{turns}</div>'
         case Compared():
             return compared_as_html(block)
@@ -287,9 +293,11 @@ def as_html(block) -> str:
     raise TypeError(f"a report cannot hold a {type(block).__name__}")
 
 
-def table_cell(value: Cell) -> str:
-    kind = "number" if isinstance(value, Number) else "long" if len(value or "") > LONG else "word"
-    return f'<td class="{kind}{" quoted" if isinstance(value, Quoted) else ""}">{cell(value)}</td>'
+def table_cell(value: Cell, numeric: bool, title: str) -> str:
+    long = isinstance(value, str) and len(value) > LONG
+    kind = "number" if numeric and not isinstance(value, str) else "long" if long else "word"
+    quoted = f' quoted" data-title="{escape(title)}' if isinstance(value, Quoted) else ""
+    return f'<td class="{kind}{quoted}">{cell(value)}</td>'
 
 
 def compared_as_html(block: Compared) -> str:
@@ -300,8 +308,8 @@ def compared_as_html(block: Compared) -> str:
     rows = ""
     for asked, answers in block.rows:
         said = (
-            f'<div class="said {colour}">{spoken(answer)}</div>'
-            for (_, colour), answer in zip(block.columns, answers, strict=True)
+            f'<div class="said {colour}" data-title="{escape(name)}">{spoken(answer)}</div>'
+            for (name, colour), answer in zip(block.columns, answers, strict=True)
         )
         *before, last = (escape(line) for line in asked.splitlines())
         quiet = "".join(f'<span class="quiet">{line}</span><br>' for line in before)
@@ -313,10 +321,11 @@ def spoken(content: str | list[dict]) -> str:
     """A message, calls of a tool set off from the text."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     shown = "".join(
-        escape(part["text"])
-        if part["type"] == "text"
-        else f'<code class="{part["type"]}">{escape(part["text"])}</code>'
+        escape(str(part.get("text", "")))
+        if part.get("type") == "text"
+        else f'<code class="{escape(str(part.get("type")))}">{escape(str(part.get("text", "")))}</code>'
         for part in parts
+        if isinstance(part, dict)
     )
     return shown or '<span class="none">(nothing)</span>'
 

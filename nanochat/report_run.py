@@ -4,14 +4,14 @@ What a report works out itself (totals, costs, ratios) is written to `results/TA
 there.
 """
 
-import json
 import re
 import subprocess
 from pathlib import Path
 
 from nanochat import machines, paths
 from nanochat.report_pages import Number, Table
-from nanochat.results import parsed, read
+from nanochat.report_shapes import fault, is_number
+from nanochat.results import duration, parsed, read
 
 CORPUS_STAGES = ("data",)
 TOKENIZER_STAGES = ("tok_train", "tokenize", "tok_eval")
@@ -58,6 +58,7 @@ SCORES = (  # chat tasks whose accuracy goes into scores.json
     "facts_new_phrasing", "facts_never_asked", "arithmetic", "arithmetic_hard", "counting", "multiple_choice",
     "stories", "unknown_refused", "known_refused",
 )  # fmt: skip
+PROBLEM = {"task", "correct", "prompt", "expected", "answers"}  # what a problem is shown by
 MISTAKES = ("known_refused",)  # a share of these that is high is bad
 
 
@@ -75,21 +76,15 @@ def number(value, digits: int = 4) -> str:
 
 
 def short(value: float) -> str:
-    """6586514 -> 6.59 M."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    """6586514 -> 6.59 million."""
+    for size, unit in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if abs(value) >= size:
             return f"{value / size:.3g} {unit}"
-    return f"{value:.3g}"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def percent(value: float) -> str:
     return f"{100 * value:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
 
 
 def gigabytes(value: float) -> str:
@@ -136,24 +131,47 @@ def choose_tag() -> str:
 
 
 class Run:
-    """stages: name -> its JSON, None where it has not run; `report`: what was worked out from them."""
+    """stages: name -> its JSON, None where it has not run; `report`: what was worked out from them. damaged: stage ->
+    what is wrong with its file."""
 
     def __init__(self, tag: str, seconds: float | None = None, price: float | None = None, one_of: int = 1):
-        """seconds: of the whole speedrun; without it, the sum of the stages stands for it. price: dollars per hour of
-        one GPU, in place of the table's. one_of: how many models the report is about; with others, numbers say whose
-        they are."""
-        self.tag, self.whose = tag, (tag,) if one_of > 1 else ()
-        self.stages = {stage: read(tag, stage) for stage in MODEL_STAGES}
+        """seconds: of the whole speedrun; without it, what a former report of the same stages was told, or their sum.
+        price: dollars per hour of one GPU, in place of the former or the table's. one_of: how many models the report is
+        about; with others, numbers say whose they are."""
+        self.tag, self.whose, self.damaged = tag, (tag,) if one_of > 1 else (), {}
+        self.stages = {stage: self.read(tag, stage) for stage in MODEL_STAGES}
         if not any(self.stages.values()):
-            raise ValueError(f"no results of a model {tag!r} under {paths.results_dir(tag)}; check --model-tag")
+            raise ValueError(
+                "; ".join(self.damaged.values())
+                or f"no results of a model {tag!r} under {paths.results_dir(tag)}; check --model-tag"
+            )
         named = next((found["tokenizer"] for found in self.stages.values() if found and found.get("tokenizer")), None)
         self.tokenizer = named.get("name") if isinstance(named, dict) else named
         corpus = (self.stages["base_train"] or {}).get("corpus")
-        before = {stage: read(corpus, stage) if corpus else None for stage in CORPUS_STAGES}
-        before |= {stage: read(self.tokenizer, stage) if self.tokenizer else None for stage in TOKENIZER_STAGES}
+        before = {stage: self.read(corpus, stage) for stage in CORPUS_STAGES}
+        before |= {stage: self.read(self.tokenizer, stage) for stage in TOKENIZER_STAGES}
         self.stages = before | self.stages
         self.logs = {stage: read_log(paths.results_dir(tag) / f"{stage}.jsonl") for stage in TRAINED}
-        self.stages["report"] = worked_out(tag, self.stages, seconds, price)
+        taken = seconds_of(self.stages)
+        former = self.read(tag, "report") or {}
+        if former.get("seconds") == taken:
+            paid = former.get("cost") or {}
+            seconds = former.get("speedrun_seconds") if seconds is None else seconds
+            price = paid["dollars_per_device_hour"] if price is None and paid.get("price_of") == "--price" else price
+        self.stages["rehearsal"] = self.read(tag, "rehearsal")
+        self.stages["report"] = worked_out(tag, self.stages, self.damaged, taken, seconds, price)
+
+    def read(self, tag: str | None, stage: str) -> dict | None:
+        """A stage's JSON; nothing where there is none, or it is damaged, which is kept in mind."""
+        try:
+            found = read(tag, stage) if tag else None
+            wrong = "" if found is None else fault(stage, found)
+        except ValueError as error:  # no JSON, or no text
+            wrong = str(error)
+        if not wrong:
+            return found
+        self.damaged[stage] = f"{paths.results_dir(tag) / stage}.json is damaged: {wrong}"
+        return None
 
     def has(self, stage: str) -> bool:
         return self.stages[stage] is not None
@@ -169,12 +187,12 @@ class Run:
 
     def number(self, stage: str, *path, show=number) -> Number | None:
         value = self.get(stage, *path)
-        return None if value is None else Number(value, show(value), source(*self.whose, stage, *path))
+        return None if not is_number(value) else Number(value, show(value), source(*self.whose, stage, *path))
 
     def table(self, stage: str, *path) -> Table:
         """All of what stands there, whatever it is, but for what has parts of its own."""
         rows = [
-            [words(key), self.number(stage, *path, key) if isinstance(value, (int, float)) else str(value)]
+            [words(key), self.number(stage, *path, key) or str(value)]
             for key, value in self.get(stage, *path, default={}).items()
             if value is not None and not isinstance(value, (dict, list))
         ]
@@ -182,13 +200,10 @@ class Run:
 
     def problems(self, stage: str) -> list[dict]:
         """Of each task the first problem that went right and the first that went wrong."""
-        file = paths.results_dir(self.tag) / f"{stage}.problems.jsonl"
         shown: dict[tuple, dict] = {}
-        if file.is_file():
-            with open(file, encoding="utf-8") as lines:
-                for line in lines:
-                    problem = json.loads(line)
-                    shown.setdefault((problem["task"], bool(problem["correct"])), problem)
+        for problem in read_lines(paths.results_dir(self.tag) / f"{stage}.problems.jsonl"):
+            if PROBLEM <= problem.keys():
+                shown.setdefault((problem["task"], bool(problem["correct"])), problem)
         return list(shown.values())
 
     @property
@@ -201,10 +216,15 @@ class Run:
         return [name for name in SOURCES if self.has(f"chat_eval_{name}")]
 
 
-def read_log(file: Path) -> list[dict]:
-    """The lines that a stage logged, step by step."""
+def read_lines(file: Path) -> list[dict]:
+    """The lines of a file that are whole; a kill or a full disk may have torn one."""
     lines = file.read_bytes().splitlines(keepends=True) if file.is_file() else []
-    return [line for line in map(parsed, lines) if line is not None]
+    return [line for line in map(parsed, lines) if isinstance(line, dict)]
+
+
+def read_log(file: Path) -> list[dict]:
+    """What a stage logged, step by step."""
+    return [line for line in read_lines(file) if is_number(line.get("step"))]
 
 
 def source(*path) -> str:
@@ -215,49 +235,72 @@ def source(*path) -> str:
 # --- what is worked out
 
 
-def worked_out(tag: str, stages: dict, seconds: float | None, price: float | None) -> dict:
-    taken = {stage: found["seconds"] for stage, found in stages.items() if found and "seconds" in found}
-    total = seconds or sum(taken.values())
-    plan, final = ((stages["base_train"] or {}).get(part, {}) for part in ("plan", "final"))
+def seconds_of(stages: dict) -> dict[str, float]:
+    """Of the stages. Downloads run beside others, so they count in the clock of the whole speedrun only."""
+    return {stage: stages[stage]["seconds"] for stage in TITLES if stages[stage] and stage not in CORPUS_STAGES}
+
+
+def worked_out(tag: str, stages: dict, damaged: dict, taken: dict, seconds: float | None, price: float | None) -> dict:
+    total = max(seconds or 0.0, sum(taken.values()))
+    plan, final = ((stages["base_train"] or {}).get(part) or {} for part in ("plan", "final"))
     found = {
         "tag": tag,
         "code": code_size(),
         "metrics": final_metrics(stages),
         "seconds": taken,
-        "between_seconds": max(0.0, total - sum(taken.values())),
+        "between_seconds": total - sum(taken.values()) if seconds else None,
         "total_seconds": total,
         "speedrun_seconds": seconds,
-        "cost": cost(stages, total, price),
-        "missing": [stage for stage, found in stages.items() if not found and stage not in OPTIONAL],
-        "not_run": [stage for stage, found in stages.items() if not found and stage in OPTIONAL],
+        "cost": cost(stages, taken, total, price),
+        "missing": [stage for stage in TITLES if not stages[stage] and stage not in OPTIONAL],
+        "damaged": damaged,
+        "not_run": [stage for stage in OPTIONAL if not stages[stage]],
     }
-    if final.get("tokens") and plan.get("scaling_params"):
+    if is_number(final.get("tokens")) and is_number(plan.get("scaling_params")) and plan["scaling_params"]:
         found["tokens_per_scaling_parameter"] = final["tokens"] / plan["scaling_params"]
     if stages["tok_eval"]:
         found["bytes_per_token"] = {
             text: {name: row["bytes"] / count for name, count in row["tokens"].items() if count}
             for text, row in stages["tok_eval"]["texts"].items()
         }
-    means = {}
-    for name in SOURCES:
-        tasks = (stages[f"chat_eval_{name}"] or {}).get("tasks", {})
-        right = [task["accuracy"] for kind, task in tasks.items() if kind not in MISTAKES]
-        if right:
-            means[name] = sum(right) / len(right)
-    return found | {"mean_chat_accuracy": means}
+    num_tasks = len(((stages["base_eval"] or {}).get("core") or {}).get("tasks", ()))
+    return found | {
+        "mean_chat_accuracy": mean_accuracy(stages),
+        "tasks_above": tasks_above(stages),
+        "num_tasks": num_tasks,
+    }
 
 
-def cost(stages: dict, total: float, price: float | None) -> dict | None:
+def tasks_above(stages: dict) -> dict[str, int]:
+    """GPT-2 model -> in how many tasks of CORE the model is better."""
+    core = (stages["base_eval"] or {}).get("core") or {}
+    above: dict[str, int] = {}
+    for task, references in (core.get("references_by_task") or {}).items():
+        for name, value in references.items():
+            above[name] = above.get(name, 0) + (task in core["tasks"] and core["tasks"][task]["centered"] > value)
+    return above
+
+
+def mean_accuracy(stages: dict) -> dict[str, float]:
+    """base, sft, rl -> the mean over the chat tasks that all of those examined have in common."""
+    tasks = {name: found["tasks"] for name in SOURCES if (found := stages[f"chat_eval_{name}"])}
+    common = set.intersection(*map(set, tasks.values())) - set(MISTAKES) if tasks else set()
+    return {
+        name: sum(found[kind]["accuracy"] for kind in common) / len(common) for name, found in tasks.items() if common
+    }
+
+
+def cost(stages: dict, taken: dict, total: float, price: float | None) -> dict | None:
     """In dollars, at a price for an hour of one device: the one given, or the table's for its name."""
-    where = next((found["environment"] for found in stages.values() if found and "environment" in found), {})
-    trained = (stages["base_train"] or {}).get("environment", where)
-    known = machines.find(trained.get("device", ""))
-    said_by = "--price" if price is not None else "a usual price of this GPU, nanochat/machines.py"
+    where = next((found["environment"] for found in stages.values() if found and found.get("environment")), {})
+    trained = (stages["base_train"] or {}).get("environment") or where
+    known = machines.find(trained.get("device") or "")
+    said_by = "--price" if price is not None else "a usual price of this GPU"
     price = price if price is not None else known.dollars if known else None
     if price is None:
         return None
     hourly = price * trained.get("world_size", 1)
-    by_stage = {stage: found["seconds"] / 3600 * hourly for stage, found in stages.items() if found}
+    by_stage = {stage: seconds / 3600 * hourly for stage, seconds in taken.items()}
     return {
         "dollars_per_device_hour": price, "price_of": said_by, "devices": trained.get("world_size", 1),
         "dollars_by_stage": by_stage, "dollars": total / 3600 * hourly,
@@ -265,8 +308,10 @@ def cost(stages: dict, total: float, price: float | None) -> dict | None:
 
 
 def validation_bpb(stages: dict) -> float | None:
-    measured = (stages["base_eval"] or {}).get("bpb", {}).get("val")
-    return measured if measured is not None else (stages["base_train"] or {}).get("final", {}).get("val_bpb")
+    measured = ((stages["base_eval"] or {}).get("bpb") or {}).get("val")
+    if measured is None:
+        measured = ((stages["base_train"] or {}).get("final") or {}).get("val_bpb")
+    return measured if is_number(measured) else None
 
 
 def scores(tag: str, stages: dict) -> dict:
@@ -287,8 +332,8 @@ def final_metrics(stages: dict) -> dict[str, dict[str, float]]:
             table.setdefault(metric, {})[column] = value
 
     base = stages["base_eval"] or {}
-    put("CORE", "base", base.get("core", {}).get("metric"))
-    put("bits per byte, train", "base", base.get("bpb", {}).get("train"))
+    put("CORE", "base", (base.get("core") or {}).get("metric"))
+    put("bits per byte, train", "base", (base.get("bpb") or {}).get("train"))
     put("bits per byte, validation", "base", validation_bpb(stages))
     for column in SOURCES:
         found = stages[f"chat_eval_{column}"] or {}

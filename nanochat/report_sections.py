@@ -99,34 +99,48 @@ def against_gpt2(run: Run) -> tuple:
     if not references:
         bundle = run.get("base_eval", "core", "bundle")
         return ("CORE is ", metric, f" on a bundle of its own ({bundle}), which says nothing about GPT-2.")
-    reached = [name for name in references if references[name] <= metric.value]
-    name = max(reached, key=references.get) if reached else min(references, key=references.get)
-    relation = ", at or above " if reached else ", below "
-    return ("CORE is ", metric, f"{relation}{name} with ", run.number("base_eval", "core", "references", name), ".")
+    numbers = {name: run.number("base_eval", "core", "references", name) for name in references}
+    low, high = run.get("base_eval", "core", "interval", default=None) or (metric.value, metric.value)
+    largest = max(numbers, key=lambda name: numbers[name].value)
+    below = [name for name in numbers if numbers[name].value <= metric.value]
+    if low <= numbers[largest].value <= high:
+        return ("CORE is ", metric, f", within its 95 % interval no different from {largest} (", numbers[largest], ").")
+    if metric.value > numbers[largest].value:
+        return ("CORE is ", metric, f", above {largest} (", numbers[largest], ").")
+    nearest = (
+        max(below, key=lambda name: numbers[name].value) if below else min(numbers, key=lambda n: numbers[n].value)
+    )
+    relation = "above" if below else "below"
+    return (
+        *("CORE is ", metric, f", {relation} {nearest} (", numbers[nearest], f") and below {largest} ("),
+        *(numbers[largest], ")."),
+    )
 
 
 def in_short(run: Run) -> list:
     def card(label, value, note=""):
         return [(label, value, note or "")] if value is not None else []
 
-    cards = card(
-        "bits per byte", run.number("report", "metrics", "bits per byte, validation", "base"), "validation, base"
-    )
+    bpb = run.number("report", "metrics", "bits per byte, validation", "base")
+    cards = card("bits per byte", bpb, "of the base model, on held-out text")
     cards += card("CORE", run.number("base_eval", "core", "metric"), run.get("base_eval", "core", "bundle"))
     for name in run.examined:
         mean = run.number("report", "mean_chat_accuracy", name, show=percent)
-        cards += card(f"chat, {SOURCES[name]}", mean, "mean of its tasks")
+        cards += card(f"chat, {SOURCES[name]}", mean, "right, mean of the tasks")
     for name in run.examined:
-        cards += card(f"ChatCORE, {SOURCES[name]}", run.number(f"chat_eval_{name}", "chatcore"), "above guessing")
+        cards += card(
+            f"ChatCORE, {SOURCES[name]}", run.number(f"chat_eval_{name}", "chatcore"), "six tasks, above guessing"
+        )
     cards += card("parameters", run.number("base_train", "model", "counts", "total", show=short))
     cards += card("tokens", run.number("base_train", "final", "tokens", show=short), "of pretraining")
     cards += card("FLOPs", run.number("base_train", "final", "total_training_flops", show=scientific), "of pretraining")
     cards += card("tokens a second", run.number("base_train", "final", "tok_per_sec", show=rate), "in pretraining")
-    cards += card("MFU", run.number("base_train", "final", "mfu", show=percent), "of the peak")
+    cards += card("MFU", run.number("base_train", "final", "mfu", show=percent), "of the GPU's peak FLOP/s")
     cards += card("memory", run.number("base_train", "final", "peak_memory_bytes", show=gigabytes), "in pretraining")
     cards += card("time", run.number("report", "total_seconds", show=duration), "all stages")
     cards += card("cost", run.number("report", "cost", "dollars", show=dollars), run.get("report", "cost", "price_of"))
-    return [Cards(cards), *gpt2_ladder(run), *(Paragraph(missing(run, stage)) for stage in run.missing)]
+    gone = [*run.missing, *(stage for stage in run.damaged if stage in OPTIONAL)]
+    return [*gpt2_ladder(run), Cards(cards), *(Paragraph(missing(run, stage)) for stage in gone)]
 
 
 def gpt2_ladder(run: Run) -> list:
@@ -143,8 +157,11 @@ def gpt2_ladder(run: Run) -> list:
 
 
 def missing(run: Run, stage: str) -> tuple:
+    why = run.damaged.get(stage, f"{stage}.json")
     command = COMMANDS[stage].format(tag=run.tag)
-    return (f"Not there: {TITLES[stage]} ({stage}.json). It is made by: {command}",)
+    return (
+        f"Not there: {TITLES[stage]} ({why}). It is made by {command}, with the flags of this run, or bash speedrun.sh",
+    )
 
 
 # --- what the models say
@@ -175,9 +192,9 @@ def before_and_after(run: Run, chats: dict[str, list]) -> list:
         asked = [f"{one['prompt']} …" for one in base[i : i + 1]]
         answers = [one["text"].strip() for one in base[i : i + 1]]
         for talks in chats.values():
-            for question, answer in talks[i : i + 1]:
-                asked.append(question["content"])
-                answers.append(answer["content"])
+            for question, answer in (talk[:2] for talk in talks[i : i + 1] if len(talk) > 1):
+                asked.append(str(question.get("content")))
+                answers.append(answer.get("content") or "")
         if columns and len(answers) == len(columns):
             rows.append(("\n".join(dict.fromkeys(asked)), answers))
     text = "The base model goes on with the beginning of a sentence; the chat models are asked the same."
@@ -259,13 +276,16 @@ def core(run: Run) -> list:
         rows.append((task, bars, []))
     said = ["Accuracy above guessing: an empty bar is what a random answer gets, a full one is perfect. "]
     said += ["CORE, their mean, is ", run.number("base_eval", "core", "metric")]
-    if "interval" in found:
+    if found.get("interval"):
         low, high = (
             Number(value, number(value), source("base_eval", "core", "interval", i))
             for i, value in enumerate(found["interval"])
         )
         said += [" (95 % interval ", low, " to ", high, ")"]
     said.append(f". Bundle {found['bundle']}, baselines of {found['baselines']}.")
+    for name in list(found.get("references", {}))[-1:]:
+        above, tasks = run.number("report", "tasks_above", name), run.number("report", "num_tasks")
+        said += [" In ", above, " of its ", tasks, f" tasks this model is above {name}."]
     if not references:
         said.append(" What GPT-2 gets is known for the published bundle only.")
     columns = ("accuracy", "baseline", "centered", "examples")
@@ -331,11 +351,12 @@ def time_and_cost(run: Run) -> list:
     for stage in run.get("report", "seconds"):
         seconds = run.number("report", "seconds", stage, show=duration)
         spent = run.number("report", "cost", "dollars_by_stage", stage, show=dollars)
-        rows.append((TITLES[stage], [Bar("time", seconds, seconds.value / total.value, "c1")], []))
+        rows.append((TITLES[stage], [Bar("time", seconds, share(seconds, total), "c1")], []))
         lines.append([TITLES[stage], run.get(stage, "started", default="-"), seconds, spent])
     between = run.number("report", "between_seconds", show=duration)
-    rows.append(("data, starting up", [Bar("time", between, between.value / total.value, "c4")], []))
-    lines.append(["data, starting up", "", between, None])
+    if between:
+        rows.append(("data, starting up", [Bar("time", between, share(between, total), "c4")], []))
+        lines.append(["data, starting up", "", between, None])
     lines.append(["total", "", total, run.number("report", "cost", "dollars", show=dollars)])
     if price:
         devices = run.number("report", "cost", "devices")
@@ -350,9 +371,16 @@ def time_and_cost(run: Run) -> list:
         )
     else:
         said = ("No price is known for this machine; --price gives one, in dollars per hour and device.",)
+    rehearsed = run.number("rehearsal", "forecast", show=duration)
+    if rehearsed:
+        said += (" The rehearsal had forecast ", rehearsed, ".")
     header = ["stage", "started", "time", "dollars"]
     table = Table(header, lines) if price else Table(header[:-1], [line[:-1] for line in lines])
     return [Bars(rows), Paragraph(said, quiet=True), Fold("As a table", [table])]
+
+
+def share(part: Number, whole: Number) -> float:
+    return part.value / whole.value if whole.value else 0.0
 
 
 def reproduction(run: Run) -> list:
@@ -369,16 +397,10 @@ def reproduction(run: Run) -> list:
     seed = run.number("base_train", "config", "seed")
     size = run.number("report", "code", "lines"), run.number("report", "code", "files")
     counted = run.get("report", "code", "counted_by")
-    code = (
-        "Code: ",
-        size[0],
-        " lines in ",
-        size[1],
-        f" Python files ({counted}). Seed of the first weights: ",
-        seed,
-        ".",
-    )
-    corpus = f"Text: {run.get('data', 'corpus')}, {run.get('data', 'source')}. Licence: {run.get('data', 'licence')}."
+    code = ("Code: ", size[0], " lines in ", size[1], f" Python files ({counted}).")
+    code += (" Seed of the first weights: ", seed, ".") if seed else ()
+    corpus = f"Text: {run.get('data', 'corpus')}, {run.get('data', 'source', default='')}."
+    corpus += f" Licence: {run.get('data', 'licence')}."
     blocks = [
         *([Paragraph((corpus,))] if run.has("data") else []),
         Verbatim(commands, "Every command"),

@@ -1,9 +1,9 @@
 """What a report says of training: curves, schedules, speed, and how it ended."""
 
-from nanochat.report_charts import Axis, Line, curves, finite
-from nanochat.report_charts import short as tick
+from nanochat.report_charts import Axis, Line, curves, tick
 from nanochat.report_pages import Bar, Bars, Chart, Fold, Number, Paragraph, Side, Table
 from nanochat.report_run import COLOURS, Run, number, percent, rate, short, source, words
+from nanochat.report_shapes import is_number
 
 SPEED = "c4"  # colours
 LONG = 600  # seconds from which an axis counts minutes
@@ -16,6 +16,9 @@ def pretraining(run: Run) -> list:
     plan = run.table("base_train", "plan")
     plan.rows.append(["tokens per scaling parameter", run.number("report", "tokens_per_scaling_parameter")])
     blocks = training_curves(run, "base_train", COLOURS["base"])
+    if run.get("base_train", "config", "in_order"):
+        text = "The corpus was read shard by shard (--in-order): where another kind of text begins, the loss jumps."
+        blocks.append(Paragraph((text,), quiet=True))
     done, wanted = run.number("base_train", "final", "step"), run.number("base_train", "plan", "num_iterations")
     if done and wanted and done.value < wanted.value:
         blocks.append(Paragraph(("Ended after ", done, " of ", wanted, " steps; --resume goes on.")))
@@ -45,6 +48,10 @@ def practice(run: Run) -> list:
     """How reinforcement learning went, and what it did to held-out questions."""
     if not run.has("chat_rl"):
         return []
+    text = (
+        "Reward: the share of sampled answers that were right. pass@8: of eight answers to a held-out question at "
+        "least one is. Entropy: how undecided the model is; KL: how far it went from the SFT model; in nats a token."
+    )
     plot = Plot(run, "chat_rl")
     passes = [key for key in run.get("chat_rl", "final", default={}) if key.startswith("pass@")]
     held_out = [(key, key, colour) for key, colour in zip([*passes[:1], *passes[1:][-1:]], ("c3", "c5"), strict=False)]
@@ -64,7 +71,7 @@ def practice(run: Run) -> list:
                 for i, line in enumerate(lines)
             ]
             tables += [Paragraph((f"{title}:",)), Table(list(map(words, names)), rows)]
-    return [*side_by_side(charts), Fold("Outcome, course, examinations", tables)]
+    return [Paragraph((text,), quiet=True), *side_by_side(charts), Fold("Outcome, course, examinations", tables)]
 
 
 def training_curves(run: Run, stage: str, colour: str) -> list:
@@ -76,9 +83,9 @@ def training_curves(run: Run, stage: str, colour: str) -> list:
         ("train/weight_decay", "Muon weight decay", "c3"),
     ]
     charts = [
-        plot.chart("Training loss", loss, "nats", faint="train/step_loss"),
-        plot.chart("Validation", [("val/bpb", "bits per byte", colour)]),
-        plot.chart("Schedules", schedules, from_zero=True),
+        plot.chart("Training loss", loss, "nats", faint="train/step_loss", clip=True),
+        plot.chart("Validation, along the way", [("val/bpb", "bits per byte", colour)], clip=True),
+        plot.chart("Schedules", schedules, from_zero=True, last=False),
         plot.chart("Throughput", [("train/tok_per_sec", "tokens", SPEED)], show=rate, from_zero=True, warm=True),
         plot.chart("Model FLOPs utilization", [("train/mfu", "MFU", SPEED)], show=percent, from_zero=True, warm=True),
         plot.chart("CORE along the way", [("core_metric", "CORE", colour)]),
@@ -92,14 +99,20 @@ def side_by_side(charts: list) -> list:
     return [Side(drawn)] if drawn else []
 
 
+def tokens_a_step(run: Run, stage: str) -> float | None:
+    step, tokens = run.number(stage, "final", "step"), run.number(stage, "final", "tokens")
+    return tokens.value / step.value if step and tokens and step.value else None
+
+
 class Plot:
     """Charts of one stage's log, over the tokens read (or steps where they differ in length) and the time it took."""
 
     def __init__(self, run: Run, stage: str):
         self.stage, self.log = stage, run.logs[stage]
-        step, tokens = run.get(stage, "final", "step"), run.get(stage, "final", "tokens")
-        self.tokens_a_step = tokens // step if step and tokens else None
-        self.warm = [line for line in self.log if line.get("total_training_time")]
+        self.tokens_a_step = tokens_a_step(run, stage)
+        self.warm = [
+            line for line in self.log if is_number(line.get("total_training_time")) and line["total_training_time"]
+        ]
 
     def x(self, line: dict) -> float:
         """Where a line of the log stands: after its step, if it tells of one."""
@@ -114,23 +127,33 @@ class Plot:
         return Axis("minutes of training" if long else "seconds of training", tick), list(map(self.x, self.warm)), times
 
     def chart(
-        self, title: str, keys: list[tuple], label="", show=number, from_zero=False, warm=False, faint=""
+        self,
+        title: str,
+        keys: list[tuple],
+        label="",
+        show=number,
+        from_zero=False,
+        warm=False,
+        faint="",
+        clip=False,
+        last=True,
     ) -> Chart | None:
         """keys: (of the log, name, colour) of each curve. warm: of timed steps only. faint: the key that is drawn thin
-        and stands in no legend. None where nothing was logged."""
+        and stands in no legend. clip: what comes early may lie above the chart. last: the legend has the last values.
+        None where nothing was logged."""
         lines, legend = [], []
         for key, name, colour in keys:
             log = self.warm if warm else self.log
-            points = [(self.x(line), line[key]) for line in log if finite(line.get(key))]
+            points = [(self.x(line), line[key]) for line in log if is_number(line.get(key))]
             if len(points) < 2:
                 continue
             xs, ys = map(list, zip(*points, strict=True))
             lines.append(Line(name, xs, ys, colour, source(f"{self.stage}.jsonl", key), key == faint))
             if key != faint:
-                last = Number(ys[-1], show(ys[-1]), source(f"{self.stage}.jsonl", key, "last"))
-                legend.append((colour, (f"{name} ", last)))
+                value = Number(ys[-1], show(ys[-1]), source(f"{self.stage}.jsonl", key, "last"))
+                legend.append((colour, (f"{name} ", value) if last else (name,)))
         if not lines:
             return None
         across = Axis("tokens" if self.tokens_a_step else "steps", tick)
         up = Axis(label, show if show is percent else tick)
-        return Chart(title, curves(f"{title}, {self.stage}", lines, across, up, self.time(), from_zero), legend)
+        return Chart(title, curves(f"{title}, {self.stage}", lines, across, up, self.time(), from_zero, clip), legend)

@@ -20,7 +20,8 @@ PLAIN_SECONDS = 10  # between two progress lines where there is no terminal
 
 class Results:
     """One run of one stage. Only rank 0 writes. stage names the files, tag the folder under results/. resume_step: of
-    the checkpoint from which the run goes on; measured_at: the last step whose bits per byte it holds."""
+    the checkpoint from which the run goes on; measured_at: the last step whose bits per byte it holds; spent: seconds
+    of the run before it."""
 
     def __init__(
         self,
@@ -34,9 +35,10 @@ class Results:
         measured_at: int = -1,
         wandb_id: str | None = None,
         beside: str = "",
+        spent: float = 0.0,
     ):
         self.stage, self.tag, self.runtime, self.config = stage, tag, runtime, config or {}
-        self.started = time.time()
+        self.started, self.spent = time.time(), spent
         self.folder = paths.results_dir(tag)
         self.log_file = self.folder / f"{stage}.jsonl"
         self.lines = None
@@ -85,7 +87,7 @@ class Results:
             if self.beside:
                 self._despite_a_full_disk(self.beside_file, self.beside.close)
             where = {"environment": environment(self.runtime), "config": self.config}
-            paths.write_result(self.stage, self.tag, self.started, {**summary, **where})
+            paths.write_result(self.stage, self.tag, self.started, {**summary, **where}, self.spent)
         self._to_wandb("finish")
 
     def _despite_a_full_disk(self, file: Path, act, *args) -> None:
@@ -145,9 +147,10 @@ def parsed(line: bytes) -> dict | None:
 
 
 def read(tag: str, stage: str) -> dict | None:
-    """What a stage left behind, or None."""
+    """What a stage left behind, or None; a number that is not finite counts as none."""
     path = paths.results_dir(tag) / f"{stage}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    text = path.read_text(encoding="utf-8") if path.exists() else "null"
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 def environment(runtime: Runtime) -> dict:
@@ -158,6 +161,7 @@ def environment(runtime: Runtime) -> dict:
         "torch": torch.__version__,
         "platform": platform.platform(),
         "device": device_name(runtime.device),
+        "device_memory": runtime.device_memory(),
         "dtype": str(runtime.dtype).removeprefix("torch."),
         "world_size": runtime.world_size,
     }
@@ -205,3 +209,13 @@ def clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def duration(seconds: float) -> str:
+    """75 -> 1 min 15 s, 3700 -> 1 h 01 min, 300000 -> 3.5 days, 1e9 -> 31.7 years."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 72:
+        days = seconds / 86400
+        return f"{days:.1f} days" if days < 1000 else f"{days / 365.25:,.1f} years"
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"

@@ -75,7 +75,7 @@ def sample(
         groups.append([Rollout(list(prompt), [False] * len(prompt)) for _ in range(num_samples)])
         expected = chat.answer_tokens(engine.tokenizer, conversation) if rehearse else max_tokens
         for i, rollout in enumerate(groups[-1]):
-            limit = expected if i > 0 else max_tokens
+            limit = min(expected, max_tokens) if i > 0 else max_tokens
             of_request[engine.submit(Request(prompt, limit, temperature, top_k, seed=seed + i))] = rollout
     answers = {id: [] for id in of_request}
     with tqdm(total=len(of_request), desc="answers", delay=5, leave=False, disable=None if progress else True) as bar:

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import ctypes
 import datetime
+import glob
 import importlib.metadata
 import importlib.util
 import json
@@ -105,6 +106,10 @@ class Runtime:
 
     def free_memory(self) -> int:
         return free_memory(self.device)
+
+    def device_memory(self) -> int | None:
+        """Bytes of the whole GPU; elsewhere None."""
+        return torch.cuda.mem_get_info(self.device)[1] if self.device.type == "cuda" else None
 
     def peak_memory(self) -> int:
         """Bytes: of the GPU where there is one, else of the process."""
@@ -292,12 +297,25 @@ def stage(device_type: str = "", mistakes: tuple = (ValueError,), training: bool
         close(machine)
 
 
+def processes() -> list[tuple[int, int]]:
+    """(process, parent) of all there are: from /proc, or where there is none from ps."""
+    found = []
+    for file in glob.glob("/proc/[0-9]*/stat"):
+        try:
+            with open(file) as stat:
+                found.append((int(file.split("/")[2]), int(stat.read().rpartition(")")[2].split()[1])))
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+    if found:
+        return found
+    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
+    return [tuple(map(int, line.split())) for line in table.splitlines()]
+
+
 def kill_family(pid: int) -> None:
     """kill -9 of a process and all that descend from it: torchrun's workers would outlive it."""
     children: dict[int, list[int]] = {}
-    table = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True).stdout
-    for line in table.splitlines():
-        child, parent = map(int, line.split())
+    for child, parent in processes():
         children.setdefault(parent, []).append(child)
     family = [pid]
     for member in family:

@@ -53,8 +53,10 @@ def train(
     live = LiveLine(runtime)
     scaling = runtime.dtype == torch.float16
     first_step, skipped_in_a_row, stop = progress.step, 0, False
+    began = time.perf_counter() - progress.elapsed
     with StopSignals() as signals:
         while True:
+            progress.elapsed = time.perf_counter() - began
             step = progress.step
             last = step == num_iterations
             if progress.measured_at != step and (last or not stop):  # measured, or left to the run that goes on

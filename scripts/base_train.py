@@ -136,7 +136,7 @@ def pretrain(args, machine):
     checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, compiles)
     names = ("base_train", args.model_tag, machine, args.run, vars(args), "nanochat")
-    sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"))
+    sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"), spent=progress.elapsed)
     when = (args.save_every, args.save_minutes, args.keep)
     keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file)
 

@@ -102,6 +102,9 @@ def evaluate(args, model, tokenizer, meta, runtime):
     examinations = {name: TASKS[name]() for name in args.names}  # a missing data set shows before the work begins
     if "HumanEval" in examinations:
         runtime.print(f"the programs of HumanEval run with {WALLS[walls()]}")
+    talks = {}
+    if runtime.is_main and args.source != "base":  # a base model cannot end an answer
+        talks["conversations"] = samples.conversations(model, tokenizer)
     tasks, file = {}, paths.results_dir(meta["tag"]) / f"{stage}.problems.jsonl"
     if runtime.is_main:
         file.write_text("", encoding="utf-8")
@@ -126,10 +129,7 @@ def evaluate(args, model, tokenizer, meta, runtime):
         runtime.print(row(name, tasks[name]))
     complete = all(name in tasks for name in CHATCORE_TASKS)
     score = chatcore({name: tasks[name] for name in CHATCORE_TASKS}) if complete else None
-    summary = {"source": args.source, "step": meta["step"], "tasks": tasks, "chatcore": score}
-    if runtime.is_main:
-        summary["conversations"] = samples.conversations(model, tokenizer)
-    results.finish(summary)
+    results.finish({"source": args.source, "step": meta["step"], "tasks": tasks, "chatcore": score, **talks})
     needed = ", ".join(CHATCORE_TASKS)
     runtime.print(f"ChatCORE {score:.4f}" if complete else f"ChatCORE needs all of {needed}")
     runtime.print(f"every problem, answer and verdict: {file}")

@@ -129,7 +129,7 @@ def practise(args, machine):
     last_step = progress.last_step(num_iterations, args.stop_after)
     checkpoint.set_aside(folder, machine, after=resume_step)
     names = ("chat_rl", tag, machine, args.run, vars(args), "nanochat-rl")
-    sink = results.Results(*names, resume_step, wandb_id=meta.get("wandb_id"), beside="answers")
+    sink = results.Results(*names, resume_step, wandb_id=meta.get("wandb_id"), beside="answers", spent=progress.elapsed)
     when = (args.save_every, args.save_minutes, args.keep)
     keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file)
     told = {}  # of the step at hand

@@ -62,6 +62,8 @@ def parse_args(argv=None):
     add("--chatcore-max-sample", type=int, default=24, help="problems of a generative task")
     saver.add_flags(parser)
     args = parser.parse_args(argv)
+    if args.max_conversations != -1 and args.max_conversations < 1:
+        parser.error(f"--max-conversations is {args.max_conversations}; expected 1 or more, or -1 for all")
     for name in ("max_seq_len", "total_batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(args, name)}; expected 1 or more")
@@ -132,7 +134,7 @@ def teach(args, machine):
     checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, compiles)
     names = ("chat_sft", tag, machine, args.run, vars(args), "nanochat-sft")
-    sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"))
+    sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"), spent=progress.elapsed)
     when = (args.save_every, args.save_minutes, args.keep)
     keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file)
 

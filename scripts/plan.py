@@ -9,6 +9,7 @@ python -m scripts.plan --depth 12 --num-iterations 1000     # one run of base_tr
 import argparse
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,9 +18,10 @@ import torch
 
 from nanochat import forecast, fp8, machines, memory, runtime
 from nanochat.compilation import will_compile
-from nanochat.forecast_text import as_text, duration
+from nanochat.forecast_text import as_text
 from nanochat.gpt import GPTConfig
 from nanochat.probe import Speed, busy, probe
+from nanochat.results import duration
 from nanochat.runtime import Runtime
 from nanochat.scaling import (
     Plan,
@@ -38,6 +40,7 @@ DEPTHS = range(64, 0, -2)  # among which --hours and --dollars choose
 GOOD_ROWS = 4  # at once: a depth at which fewer fit is taken only where nothing else is left
 FIRST_TIMED = {"cuda": 12, "cpu": 6, "mps": 8}  # the depth by whose speed the first guess is made
 SHOWN_ROWS = 32
+MOST_LAYERS = 1000
 
 
 def parse_args(argv=None):
@@ -64,9 +67,16 @@ def parse_args(argv=None):
     dials = [f"--{name}" for name in ("depth", "hours", "dollars", "target") if getattr(args, name) is not None]
     if len(dials) > 1:
         parser.error(f"{' and '.join(dials)} exclude each other")
-    for name in ("hours", "dollars", "price", "gpus"):
-        if getattr(args, name) is not None and getattr(args, name) <= 0:
-            parser.error(f"--{name} is {getattr(args, name)}; expected more than 0")
+    for name in ("hours", "dollars", "price", "gpus", "vocab_size", "target_param_data_ratio"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} is {value}; expected more than 0")
+    for name in ("num_iterations", "total_batch_size", "target_flops"):
+        value = getattr(args, name)
+        if value != -1 and not 1 <= value < math.inf:
+            parser.error(f"--{name.replace('_', '-')} is {value}; expected 1 or more, or -1")
+    if args.depth and args.depth > MOST_LAYERS:
+        parser.error(f"--depth is {args.depth}; expected {MOST_LAYERS} or fewer")
     if args.depth is not None:
         check_model_flags(parser, args)
     return args
@@ -115,15 +125,16 @@ class Run:
 
 
 def by_name(args) -> dict:
-    device, gpus = machines.asked(args.gpu), args.gpus or 1
+    device, there = machines.asked(args.gpu), args.gpus or 1
+    gpus = power_of_two(there)
     machine = Machine(
-        title=f"{gpus} x {device.title} ({device.memory_gb} GB)",
+        title=f"{gpus}{f' of {there}' * (there > gpus)} x {device.title} ({device.memory_gb} GB)",
         gpus=gpus,
         runtime=Runtime(torch.device("cuda"), torch.bfloat16, world_size=gpus),
         memory=device.memory_gb * 1e9,
         compiles=args.compile != 0,
         has_fp8=device.fp8,
-        price=gpus * (args.price or device.dollars),
+        price=there * (args.price or device.dollars),
     )
     args, recipe = with_recipe(args, machine)
 
@@ -134,22 +145,28 @@ def by_name(args) -> dict:
     return describe(run, machine, seconds(run), recipe, "by the table of GPUs, not timed")
 
 
+def power_of_two(gpus: int) -> int:
+    """Batches are powers of two, so the ranks are too: of seven GPUs speedrun.sh takes four."""
+    return 1 << (gpus.bit_length() - 1)
+
+
 def by_timing(args, here: Runtime) -> dict:
     on_gpu = here.device.type == "cuda"
-    gpus = (args.gpus or torch.cuda.device_count()) if on_gpu else 0
+    there = (args.gpus or torch.cuda.device_count()) if on_gpu else 0
+    gpus = power_of_two(there) if there else 0
     if not on_gpu and args.gpus:
         raise ValueError(f"--gpus {args.gpus}: there is no NVIDIA GPU here; name one that is meant with --gpu, as h100")
     name = runtime.device_name(here.device)
     known = machines.find(name) if on_gpu else None
     price = args.price or (known.dollars if known else None)
     machine = Machine(
-        title=f"{gpus} x {name}" if on_gpu else name,
+        title=f"{gpus}{f' of {there}' * (there > gpus)} x {name}" if on_gpu else name,
         gpus=gpus,
         runtime=replace(here, world_size=max(1, gpus)),
         memory=here.free_memory(),
         compiles=will_compile(args.compile, here),
         has_fp8=fp8.available(here),
-        price=price and max(1, gpus) * price,
+        price=price and max(1, there) * price,
     )
     args, recipe = with_recipe(args, machine)
     shared = "" if on_gpu else busy()
@@ -283,7 +300,8 @@ def describe(run: Run, machine: Machine, pretraining: float, recipe: str, how: s
         "seconds": seconds,
         "dollars": {key: value / 3600 * machine.price for key, value in seconds.items()} if machine.price else None,
         "expected": forecast.known_result(the_plan, args.corpus),
-        "commands": commands(args, machine),
+        "fits": run.most_rows > 0,
+        "commands": commands(args, machine) if run.most_rows else [],
     }
 
 

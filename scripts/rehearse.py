@@ -11,17 +11,20 @@ import json
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from nanochat import machines, paths, rehearsal
 from nanochat.checkpoint import list_steps
-from nanochat.corpora import CLIMBMIX_SHARDS
-from nanochat.report_run import duration, read_log
-from nanochat.runtime import kill_family, usable_cores
+from nanochat.report_run import read_log
+from nanochat.results import duration
+from nanochat.runtime import kill_family
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("01_data", "02_tokenizer", "03_pretrain", "04_base_eval", "05_sft", "06_chat_eval", "07_rl", "08_report")
@@ -35,6 +38,7 @@ NEEDS = {  # stage -> those without which it is not tried
     "08_report": ("03_pretrain",),
 }
 STEPS, SAVE_EVERY = 10, 5  # of training; after the resume of pretraining
+KILLED_BEFORE = 500  # it would end there if nobody killed it
 PRACTICE_STEPS = 3
 SHORTER = 8  # measurements take this part of their tokens or questions
 CORE_EXAMPLES, PROBLEMS, CONVERSATIONS = 64, 64, 40_000
@@ -86,28 +90,44 @@ def parse_args(argv=None):
 
 def main(args):
     began = time.time()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # not to leave a training behind
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
     commands = commands_of_speedrun([f"--{name}={value}" for name, value in vars(args).items() if value])
     for command in commands:
         if command.module.startswith("scripts."):
             command.parsed()  # a wrong flag shows now
+    if any("torchrun" in command.words for command in commands) and not torch.cuda.is_available():
+        raise SystemExit("this profile is for NVIDIA GPUs, and torch sees none here: --profile tiny is for CPUs")
     tag = next(command.parsed().model_tag for command in commands if command.module == "scripts.base_train")
-    place = Rehearsal(paths.base_dir() / "rehearsal", tag)
+    place = Rehearsal((paths.base_dir() / "rehearsal").absolute(), tag)
     print(f"rehearsal of {tag} in {place.base}; what the commands say is in {place.base / 'logs'}", flush=True)
-    for command in commands:
-        missing = [name for name in NEEDS.get(command.stage, ()) if any(c.stage == name and c.failed for c in commands)]
-        if missing:
-            command.failed = f"not tried, because {missing[0]} failed"
-            continue
-        place.rehearse(command)
-        if not command.failed:
-            command.forecast, command.rests_on = place.forecast(command)
+    try:
+        for command in commands:
+            rehearse_in_turn(command, commands, place)
+    except (KeyboardInterrupt, SystemExit) as ended:
+        place.clean_up()
+        print(f"\nstopped at {command.stage}; of the rehearsal only the logs are left")
+        raise SystemExit(130 if isinstance(ended, KeyboardInterrupt) else ended.code) from None
     add_examinations_in_training(commands, place)
     found = summary(commands, place, time.time() - began)
     paths.write_json(paths.results_dir(tag) / "rehearsal.json", found)
     print(rehearsal.told(found))
-    if any(command.failed for command in commands):
+    failed = any(command.failed for command in commands)
+    if not failed:
+        place.clean_up()
+    if failed or found["disk"]["needed"] > found["disk"]["free"]:
         raise SystemExit(1)
-    place.clean_up()
+
+
+def rehearse_in_turn(command: Command, commands: list[Command], place: "Rehearsal") -> None:
+    failed = [other.stage for other in commands if other.failed]
+    missing = [name for name in NEEDS.get(command.stage, ()) if name in failed]
+    if missing:
+        command.failed = f"not tried, because {missing[0]} failed"
+        return
+    place.rehearse(command)
+    if not command.failed:
+        command.forecast, command.rests_on = place.forecast(command)
 
 
 def commands_of_speedrun(flags: list[str]) -> list[Command]:
@@ -142,10 +162,10 @@ class Rehearsal:
         for name in ("machine.json", "eval_bundle"):
             if (self.real / name).exists():
                 (base / name).symlink_to(self.real / name)
-        self.environment = paths.child_environment(base)
+        self.environment = paths.child_environment(base, ROOT)
         if not paths.data_mirror():  # shards that were fetched for the run serve the rehearsal, too
             self.environment["NANOCHAT_DATA_MIRROR"] = str(self.real / "corpora")
-        self.fetched: list[float] = []  # seconds that a shard took
+        self.shards = rehearsal.Shards(self.real / "corpora" / "climbmix")
 
     def rehearse(self, command: Command) -> None:
         log = self.base / "logs" / f"{command.stage}-{command.module.split('.')[-1].replace('/', '-')}.log"
@@ -165,47 +185,39 @@ class Rehearsal:
             code = rehearsal.watch(process, command.title, log)
         except BaseException:
             kill_family(process.pid)
+            process.wait()
             raise
         command.seconds = time.time() - began
         if code:
-            command.failed = f"exit {code}: {rehearsal.last_line(log)} (all of it: {log})"
+            command.failed = f"exit {code}: {rehearsal.reason(log)} (all of it: {log})"
 
     def start(self, command: Command, log: Path, flags: list[str], environment: dict | None = None):
         tool, *rest = command.words
         python = [sys.executable] if tool == "python" else [sys.executable, "-m", "torch.distributed.run"]
         with open(log, "a") as out:
             environment = environment or self.environment
-            asked = [*python, *rest, *flags]
+            where = [str(ROOT / word) if word.startswith("dev/") else word for word in rest]
+            asked = [*python, *where, *flags]
             out.write(f"$ {shlex.join(asked)}\n")
             out.flush()
-            return subprocess.Popen(asked, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
+            return subprocess.Popen(asked, cwd=self.base, env=environment, stdout=out, stderr=subprocess.STDOUT)
 
     def fetch(self, command: Command, log: Path) -> None:
         """One shard more than there are, for good; then what the rehearsal reads, from there."""
-        wanted, here = self.shards_wanted(command), self.shards_here()
+        wanted, here = rehearsal.shards_wanted(command.flags), self.shards.here()
         more = Command(command.stage, [*command.words[: command.words.index("-n")], "-n", str(min(wanted, here + 1))])
-        self.run(more, log, [], paths.child_environment(self.real))
-        if not more.failed and self.shards_here() > here:
-            self.fetched.append(more.seconds)
+        self.run(more, log, [], paths.child_environment(self.real, ROOT))
+        if not more.failed and self.shards.here() > here:
+            self.shards.fetched.append(more.seconds)
         command.seconds, command.failed = more.seconds, more.failed
         if not command.failed:
             self.run(more, log, ["-n", "1"])
             command.failed = more.failed
 
-    def shards_wanted(self, command: Command) -> int:
-        count = int(command.flags[command.flags.index("-n") + 1])
-        return CLIMBMIX_SHARDS - 1 if count == -1 else count
-
-    def shards_here(self) -> int:
-        """Training shards from the first on."""
-        folder, count = self.real / "corpora" / "climbmix", 0
-        while (folder / f"shard_{count:05d}.parquet").exists():
-            count += 1
-        return count
-
     def kill_and_resume(self, command: Command, log: Path) -> None:
-        """Train until a checkpoint is whole, kill -9, and go on from it."""
+        """Train until a checkpoint is whole, kill -9, and go on from the first."""
         flags = [flag for flag in shortened(command) if not flag.startswith("--stop-after")]
+        flags.append(f"--stop-after={KILLED_BEFORE}")
         folder = self.base / paths.CHECKPOINT_FOLDERS["base"] / self.tag
         began, process = time.time(), self.start(command, log, flags)
         try:
@@ -214,11 +226,12 @@ class Rehearsal:
                 time.sleep(0.1)
         finally:
             kill_family(process.pid)
-        if process.wait() > 0 or not list_steps(folder):
-            command.failed = f"exit {process.returncode}: {rehearsal.last_line(log)} (all of it: {log})"
+            process.wait()
+        if process.returncode > 0 or not list_steps(folder):
+            command.failed = f"exit {process.returncode}: {rehearsal.reason(log)} (all of it: {log})"
             return
-        command.resumed_at = list_steps(folder)[-1]
-        self.run(command, log, [*shortened(command), "--resume"])
+        command.resumed_at = list_steps(folder)[0]
+        self.run(command, log, [*shortened(command), f"--resume-from-step={command.resumed_at}"])
 
     # -- what it says of the whole
 
@@ -232,49 +245,31 @@ class Rehearsal:
         """(seconds of the whole command, what they rest on)."""
         match command.module:
             case "nanochat.dataset":
-                return self.forecast_of_data(command)
+                return self.shards.forecast(command.flags, command.seconds)
             case "scripts.tok_train" if command.parsed().num_files > 1:
-                found = json.loads((self.base / "results" / tokenizer_of(command) / "tok_train.json").read_text())
-                more = command.parsed().num_files - 1
-                return command.seconds + more * found["training_seconds"], "in proportion to its shards"
+                args = command.parsed()
+                file = self.base / "results" / f"{args.corpus}-{args.vocab_size}" / "tok_train.json"
+                more = (args.num_files - 1) * json.loads(file.read_text())["training_seconds"]
+                return command.seconds + more, "in proportion to its shards"
             case "scripts.base_train":
                 found, args = self.found("base_train"), command.parsed()
-                ran = found["final"]["step"] - command.resumed_at
-                steps = found["plan"]["num_iterations"]
-                return rehearsal.training(
-                    args, found, self.log("base_train"), command.seconds, steps, ran, shorter(args, "eval_tokens")
-                )
+                steps, share = found["plan"]["num_iterations"], shorter(args, "eval_tokens")
+                log = self.log("base_train")
+                return rehearsal.training(args, found, log, command.seconds, steps, command.resumed_at, share)
             case "scripts.chat_sft":
                 found, args = self.found("chat_sft"), command.parsed()
-                short = shorter(args, "eval_tokens")
-                return rehearsal.fine_tuning(
-                    args, found, self.log("chat_sft"), command.seconds, found["final"]["step"], short
-                )
+                share = shorter(args, "eval_tokens")
+                return rehearsal.fine_tuning(args, found, self.log("chat_sft"), command.seconds, share)
             case "scripts.chat_rl":
                 found, args = self.found("chat_rl"), command.parsed()
-                short = shorter(args, "eval_examples")
-                return rehearsal.practice(
-                    args, found, self.log("chat_rl"), command.seconds, found["final"]["step"], short
-                )
+                share = shorter(args, "eval_examples")
+                return rehearsal.practice(args, found, self.log("chat_rl"), command.seconds, share)
             case "scripts.base_eval":
                 return rehearsal.base_evaluation(command.parsed(), self.found("base_eval"), command.seconds)
             case "scripts.chat_eval":
                 found = self.found(f"chat_eval_{command.parsed().source}")
                 return rehearsal.chat_evaluation(command.parsed(), found, command.seconds)
         return command.seconds, "done whole"
-
-    def forecast_of_data(self, command: Command) -> tuple[float, str]:
-        if "tokenize" not in command.flags:
-            missing = max(0, self.shards_wanted(command) - self.shards_here())
-            if not missing:
-                return command.seconds, "all shards are there"
-            each = sum(self.fetched) / max(1, len(self.fetched))
-            return missing * each, f"{missing} shards of {rehearsal.brief(each)}"
-        if "-n" not in command.flags:
-            return command.seconds, "done whole"
-        count, cores = self.shards_wanted(command) + 1, usable_cores()
-        each = command.seconds * min(cores, 2) / 2  # two shards, the validation one among them
-        return each * count / min(cores, count), f"{count} shards on {cores} cores"
 
     def clean_up(self) -> None:
         """Only the logs stay; a bundle that was fetched moves to where the run looks for it."""
@@ -299,8 +294,9 @@ def shortened(command: Command) -> list[str]:
             return [
                 f"--stop-after={STEPS}",
                 f"--save-every={SAVE_EVERY}",
+                f"--eval-every={SAVE_EVERY}",
                 f"--eval-tokens={command.parsed().eval_tokens // SHORTER}",
-                "--keep=1",
+                "--keep=-1",
                 "--core-metric-every=-1",
                 "--sample-every=-1",
                 "--num-files=1" if command.parsed().num_files > 1 else "--num-files=-1",
@@ -309,6 +305,7 @@ def shortened(command: Command) -> list[str]:
         case "scripts.chat_sft":
             return [
                 f"--stop-after={STEPS}",
+                f"--eval-every={SAVE_EVERY}",
                 f"--eval-tokens={command.parsed().eval_tokens // SHORTER}",
                 f"--max-conversations={CONVERSATIONS}",
                 "--chatcore-every=-1",
@@ -319,7 +316,8 @@ def shortened(command: Command) -> list[str]:
             return [f"--stop-after={PRACTICE_STEPS}", f"--eval-examples={questions}", "--rehearse", "--run=dummy"]
         case "scripts.base_eval":
             examples, tokens = command.parsed().max_per_task, command.parsed().split_tokens // SHORTER
-            most = CORE_EXAMPLES if examples < 0 else min(examples, CORE_EXAMPLES)
+            most = CORE_EXAMPLES * command.ranks
+            most = min(examples, most) if examples > 0 else most
             return [f"--max-per-task={most}", f"--split-tokens={tokens}"]
         case "scripts.chat_eval":
             asked = command.parsed()
@@ -334,8 +332,8 @@ def shorter(args, name: str) -> float:
     return max(1, getattr(args, name) // SHORTER) / getattr(args, name)
 
 
-def tokenizer_of(command: Command) -> str:
-    return f"{command.parsed().corpus}-{command.parsed().vocab_size}"
+def corpus_of(command: Command) -> str:
+    return next(word.split("=")[1] for word in command.flags if word.startswith("--corpus="))
 
 
 def add_examinations_in_training(commands: list[Command], place: Rehearsal) -> None:
@@ -401,29 +399,28 @@ def memory_of(commands: list[Command], place: Rehearsal) -> dict:
         found = place.found(name)
         if peak := found["final"].get("peak_memory_bytes"):
             peaks[name] = peak
-        device = machines.find(found["environment"]["device"])
-        there = device.memory_gb * 1e9 if device else there
+        there = found["environment"].get("device_memory") or there
     return {"peaks": peaks, "there": there}
 
 
 def disk_of(commands: list[Command], place: Rehearsal) -> dict:
-    """Bytes that the checkpoints and the data of the whole run will take, and that are free."""
-    needed = 0
+    """Bytes that the checkpoints and the data of the whole run will take besides what is there already, and that are
+    free once the rehearsal has cleaned up."""
+    needed, there = 0, 0
     for kind, _, command in trained(commands):
         folder = place.base / paths.CHECKPOINT_FOLDERS[kind] / place.tag
-        size = max((bytes_of(step) for step in folder.glob("step_*")), default=0)
+        size = max((rehearsal.bytes_of(step) for step in folder.glob("step_*")), default=0)
         needed += size * (max(1, command.parsed().keep) + 1)  # one is being written
+        there += rehearsal.bytes_of(place.real / paths.CHECKPOINT_FOLDERS[kind] / place.tag)
     for command in commands:
         if command.module == "nanochat.dataset" and "tokenize" in command.flags and not command.failed:
             corpora = place.base / "corpora"
             shards = len(list(corpora.rglob("*.parquet"))) or 1
-            wanted = place.shards_wanted(command) + 1 if "-n" in command.flags else shards
-            needed += bytes_of(corpora) * wanted // shards
-    return {"needed": needed, "free": shutil.disk_usage(place.real).free}
-
-
-def bytes_of(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            wanted = rehearsal.shards_wanted(command.flags) + 1 if "-n" in command.flags else shards
+            needed += rehearsal.bytes_of(corpora) * wanted // shards
+            there += rehearsal.bytes_of(place.real / "corpora" / corpus_of(command))
+    free = shutil.disk_usage(place.real).free + rehearsal.bytes_of(place.base)
+    return {"needed": max(0, needed - there), "free": free}
 
 
 def cost_of(commands: list[Command], place: Rehearsal, seconds: float) -> float | None:

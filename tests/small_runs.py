@@ -122,7 +122,7 @@ def assert_same_run(one, other, stage="base"):
     assert folder.name == other_folder.name
     assert_same_files(folder, other_folder)
     progress, other_progress = (checkpoint.read_meta(path)["progress"] for path in (folder, other_folder))
-    clocks = {"training_time": 0, "waiting_time": 0, "timed_steps": 0}
+    clocks = {"training_time": 0, "waiting_time": 0, "timed_steps": 0, "elapsed": 0}
     assert progress | clocks == other_progress | clocks
     if stage == "rl":
         return

@@ -23,11 +23,11 @@ FLOORS = (
      "tinyworld_facts"),
     ("chat", "dataset", "tinyworld_text", "tinyworld_skills", "tinyworld_documents", "tinyworld_bundle", "tinyworld",
      "gpt", "kv_cache"),
-    ("scaling", "memory", "forecast", "forecast_text", "training_step", "batches", "checkpoint", "sampling",
-     "decoding", "engine", "results", "progress", "saver", "core_bundle", "core_references"),
+    ("scaling", "memory", "forecast", "training_step", "batches", "checkpoint", "sampling",
+     "decoding", "engine", "results", "forecast_text", "progress", "saver", "core_bundle", "core_references"),
     ("samples", "bpb", "scoring", "core_eval", "chat_eval", "train", "probe", "checks", "rollouts", "engine_worker",
-     "guard", "api", "server", "report_charts", "report_pages", "report_run", "report_training", "report_sections",
-     "report_compare", "report", "rehearsal"),
+     "guard", "api", "server", "report_charts", "report_pages", "report_shapes", "report_run", "report_training",
+     "report_sections", "report_compare", "report", "rehearsal"),
 )  # fmt: skip
 ORDER = [room for floor in FLOORS for room in floor]
 FOR_TASKS = ("calculator", "dataset", "download", "sandbox", "tinyworld")
@@ -147,6 +147,13 @@ def test_the_library_imports_neither_tasks_nor_scripts_and_nothing_imports_tests
 
 
 def test_no_script_or_task_imports_a_script():
+    """One asks others how they read their flags: scripts/rehearse.py, by importlib, and for nothing else."""
+    by_name = [
+        path for path in sources() if "importlib.import_module" in sources()[path] and path.startswith("scripts/")
+    ]
+    assert (
+        by_name == ["scripts/rehearse.py"] and sources()[by_name[0]].count("import_module(self.module).parse_args") == 1
+    )
     report(
         [
             f"{path}:{line} imports {name}"

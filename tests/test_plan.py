@@ -166,6 +166,30 @@ def test_what_nothing_fits_names_what_would(planned):
     )
 
 
+def test_of_seven_gpus_four_are_planned_for_and_seven_paid(planned):
+    found, four = planned("--gpu=h100", "--gpus=7", "--depth=12"), planned("--gpu=h100", "--gpus=4", "--depth=12")
+    assert found["seconds"] == four["seconds"] and found["machine"]["title"].startswith("4 of 7 x H100")
+    assert found["dollars"]["speedrun"] == pytest.approx(7 / 4 * four["dollars"]["speedrun"])
+
+
+def test_what_does_not_fit_is_said_and_starts_nothing(planned, capsys):
+    found = planned("--depth=100", "--gpu=h100")
+    assert not found["fits"] and found["commands"] == []
+    planner.main(planner.parse_args(["--depth=100", "--gpu=h100"]))
+    said = capsys.readouterr().out
+    assert "DOES NOT FIT: one row takes 8" in said and "chosen" not in said
+
+
+def test_gpus_are_known_by_whole_words():
+    known = {
+        "NVIDIA RTX A4000": None, "NVIDIA RTX A1000": None, "NVIDIA A100-SXM4-40GB": 40, "NVIDIA A100 80GB PCIe": 80,
+        "NVIDIA GH200 480GB": 96, "NVIDIA H200": 141, "NVIDIA L40S": 48, "NVIDIA L4": 24, "NVIDIA A40": 48,
+        "cpu (2 threads)": None,
+    }  # fmt: skip
+    found = {name: machines.find(name) for name in known}
+    assert {name: device and device.memory_gb for name, device in found.items()} == known
+
+
 def test_mistakes_get_one_line(capsys):
     said = refused("--gpu=v100")
     assert "v100" in said and all(device.part in said for device in machines.DEVICES)
@@ -173,7 +197,11 @@ def test_mistakes_get_one_line(capsys):
         with pytest.raises(SystemExit):
             planner.parse_args(flags)
         assert "error: --" in capsys.readouterr().err
-    assert "the nearest numbers of ranks: 2 or 4" in refused("--gpu=h100", "--gpus=3", "--depth=12")
+    wrong = ("--total-batch-size=0", "--target-flops=inf", "--price=nan", "--vocab-size=0", "--depth=100000")
+    for flag in (*wrong, "--target-param-data-ratio=-3", "--num-iterations=0", "--hours=nan"):
+        with pytest.raises(SystemExit):
+            planner.parse_args([flag])
+        assert f"error: {flag.partition('=')[0]} is" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -280,6 +308,7 @@ def timed_at(monkeypatch, flops_per_second):
         return probe.Speed(config, rows, tokens * probe.meta_model(config).flops_per_token() / flops_per_second, 0.0)
 
     monkeypatch.setattr(planner, "probe", pretend)
+    monkeypatch.setattr(probe, "LOADAVG", Path("nowhere"))  # whatever else runs here
     return asked
 
 
@@ -306,7 +335,7 @@ def test_a_machine_that_is_shared_says_so(monkeypatch, planned, tmp_path):
     timed_at(monkeypatch, 1e10)
     monkeypatch.setattr(probe, "LOADAVG", tmp_path / "loadavg")
     flags = ("--depth=4", "--device-type=cpu", "--num-iterations=100", "--vocab-size=1000", *TINY.split())
-    for running, said in ((1, "timed here"), (1 + 4096, "timed here; other processes kept 4096.0 of ")):
+    for running, said in ((1, "timed here"), (1 + 4096, "timed here; other processes run on this host, 4096.0 on ")):
         (tmp_path / "loadavg").write_text(f"9.0 9.0 9.0 {running}/5000 77\n")
         assert planned(*flags)["how"].startswith(said) and ("other" in said) == ("faster" in planned(*flags)["how"])
 

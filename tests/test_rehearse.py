@@ -4,6 +4,7 @@ saw."""
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,8 +12,9 @@ from argparse import Namespace
 from pathlib import Path
 
 import pytest
+import torch
 
-from nanochat import paths, rehearsal
+from nanochat import paths, rehearsal, runtime
 from nanochat.progress import is_due
 from nanochat.runtime import kill_family
 from scripts import rehearse
@@ -60,9 +62,20 @@ def test_a_training_is_its_start_its_steps_and_its_measurements():
     log = [*log_of(0, 5, 9.0), *log_of(5, 10, 2.0, wait=0.25), {"step": 15, "val/bpb": 1.0, "val/dt": 3.0}]
     found = {"final": {"step": 15}}
     wall = 40 + 10 * 2.0 + 10 + 3.0  # 40 to start, 10 more in the first two steps
-    seconds, said = rehearsal.training(Namespace(eval_every=25), found, log, wall, num_steps=100, ran=10, share=0.5)
-    assert seconds == pytest.approx(40 + 10 - 10 + 100 * 2.0 + 5 * 6.0)
+    seconds, said = rehearsal.training(Namespace(eval_every=25), found, log, wall, num_steps=100, first=5, share=0.5)
+    assert seconds == pytest.approx(
+        50 + 100 * 2.0 + 5 * 6.0
+    )  # what the first steps take longer, they do in the run, too
     assert "100 steps of 2.0 s, 5 measurements of 6.0 s" in said
+    log += [{"step": 20, "val/bpb": 1.0, "val/dt": 1.0}]  # the first measurement was compiled
+    seconds, _ = rehearsal.training(Namespace(eval_every=25), found, log, wall + 1, num_steps=100, first=5, share=0.5)
+    assert seconds == pytest.approx(52 + 100 * 2.0 + 5 * 2.0)
+
+
+def test_a_run_that_was_over_before_it_was_killed_has_a_forecast_all_the_same():
+    log = [*log_of(0, 5, 1.0), {"step": 5, "val/bpb": 1.0, "val/dt": 3.0}]
+    seconds, _ = rehearsal.training(Namespace(eval_every=5), {}, log, 7.0, num_steps=5, first=5)
+    assert seconds == 7.0
 
 
 def test_fine_tuning_on_a_part_of_the_mixture_grows_to_the_whole():
@@ -76,9 +89,9 @@ def test_fine_tuning_on_a_part_of_the_mixture_grows_to_the_whole():
     log = log_of(0, 10, 1.0)
     wall = 20 + 7 + 10 + 10
     args = Namespace(eval_every=-1, num_iterations=-1)
-    assert rehearsal.fine_tuning(args, found, log, wall, 10)[0] == pytest.approx(20 + 4 * 7 + 120 * 1.0)
+    assert rehearsal.fine_tuning(args, found, log, wall)[0] == pytest.approx(30 + 4 * 7 + 120 * 1.0)
     args = Namespace(eval_every=-1, num_iterations=50)
-    assert rehearsal.fine_tuning(args, found, log, wall, 10)[0] == pytest.approx(20 + 4 * 7 + 50 * 1.0)
+    assert rehearsal.fine_tuning(args, found, log, wall)[0] == pytest.approx(30 + 4 * 7 + 50 * 1.0)
 
 
 def test_examinations_grow_to_what_there_is():
@@ -174,15 +187,74 @@ def test_shards_that_are_fetched_in_the_rehearsal_are_kept_for_the_run(base, mon
     real, rehearsed = str(paths.base_dir()), str(paths.base_dir() / "rehearsal")
     assert asked == [("1", [], real), ("1", ["-n", "1"], rehearsed)]
     assert stage.forecast(command) == (7 * 4.0, "7 shards of 4.0 s")
+    again = rehearse.Command("02_tokenizer", ["python", "-m", "nanochat.dataset", "-n", "20"], beside=True)
+    assert stage.forecast(again)[0] == 12 * 4.0  # eight are there by then
     assert stage.environment["NANOCHAT_DATA_MIRROR"] == str(paths.base_dir() / "corpora")
+
+
+TORCHRUN = """$ python -m torch.distributed.run -m scripts.base_train
+W1126 14:02:44.1 25539 torch/distributed/run.py:852] Setting OMP_NUM_THREADS
+step 1/9 | loss 5.0\rstep 2/9 | loss 4.9
+{said}
+W1126 14:02:44.542000 25539 lib/torch/distributed/elastic/multiprocessing/api.py:1028] Sending process 25557 closing
+E1126 14:02:44.574000 25539 lib/torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1)
+Traceback (most recent call last):
+  File "lib/torch/distributed/run.py", line 1032, in <module>
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+scripts.base_train FAILED
+============================================================
+"""
+
+
+def test_the_reason_of_a_failure_is_the_workers_last_word_not_torchruns(tmp_path):
+    log = tmp_path / "log"
+    log.write_text(TORCHRUN.format(said="no tokenizer at nowhere; make one with: python -m scripts.tok_train"))
+    assert rehearsal.reason(log) == "no tokenizer at nowhere; make one with: python -m scripts.tok_train"
+    log.write_text("Traceback\n  File x\ntorch.OutOfMemoryError: CUDA out of memory\n\n")
+    assert rehearsal.reason(log) == rehearsal.last_line(log) == "torch.OutOfMemoryError: CUDA out of memory"
+    log.write_text("")
+    assert rehearsal.reason(log) == ""
+
+
+def test_gpus_that_are_not_there_are_not_rehearsed_on(base, monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU on this machine")
+    with pytest.raises(SystemExit, match="torch sees none here"):
+        rehearse.main(rehearse.parse_args(["--profile=gpt2"]))
+    assert not (base / "base").exists()
+
+
+def test_a_disk_that_is_too_small_is_a_failure(base, monkeypatch, capsys):
+    found = [
+        rehearse.Command("01_data", ["python", "-m", "nanochat.tinyworld", "--megabytes=0.5"]),
+        rehearse.Command("03_pretrain", ["python", "-m", "scripts.base_train", "--depth=2", "--model-tag=t"]),
+    ]
+    monkeypatch.setattr(rehearse, "commands_of_speedrun", lambda flags: found[:1] + found[1:])
+    monkeypatch.setattr(rehearse.Rehearsal, "rehearse", lambda self, command: None)
+    monkeypatch.setattr(rehearse.Rehearsal, "forecast", lambda self, command: (1.0, ""))
+    monkeypatch.setattr(rehearse, "memory_of", lambda commands, place: {"peaks": {}, "there": None})
+    monkeypatch.setattr(rehearse, "cost_of", lambda commands, place, seconds: None)
+    for free, ends in ((5, True), (50, False)):
+        monkeypatch.setattr(rehearse, "disk_of", lambda commands, place, free=free: {"needed": 9e9, "free": free * 1e9})
+        if ends:
+            with pytest.raises(SystemExit):
+                rehearse.main(rehearse.parse_args([]))
+        else:
+            rehearse.main(rehearse.parse_args([]))
+        assert ("DOES NOT FIT" in capsys.readouterr().out) == ends
 
 
 # -- killing
 
 
-@pytest.mark.skipif(not shutil.which("ps"), reason="no ps on this machine")
-def test_a_family_is_killed_to_the_last(tmp_path):
+@pytest.mark.parametrize("by", ["proc", "ps"])
+def test_a_family_is_killed_to_the_last(tmp_path, monkeypatch, by):
     """Children in sessions of their own, too, as torchrun's are."""
+    if by == "ps":
+        if not shutil.which("ps"):
+            pytest.skip("no ps on this machine")
+        monkeypatch.setattr(runtime.glob, "glob", lambda pattern: [])
     child = f"import time, pathlib; pathlib.Path({str(tmp_path / 'born')!r}).write_text(''); time.sleep(60)"
     parent = (
         f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True).wait()"
@@ -199,7 +271,28 @@ def test_a_family_is_killed_to_the_last(tmp_path):
 # -- all of it
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_rehearsal_that_is_told_to_end_leaves_no_training_behind(base, number):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "scripts.rehearse", "--profile", "smoke"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    log = paths.base_dir() / "rehearsal" / "logs" / "03_pretrain-base_train.log"
+    deadline = time.time() + 120
+    while not log.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    family = [child for child, parent in runtime.processes() if parent == process.pid]
+    process.send_signal(number)
+    said = process.communicate(timeout=30)[0].decode()
+    assert process.returncode == 128 + number and family
+    assert "stopped at 03_pretrain" in said and "Traceback" not in said
+    assert [path.name for path in (paths.base_dir() / "rehearsal").iterdir()] == ["logs"]
+    assert not set(family) & {child for child, _ in runtime.processes()}
+
+
 def test_the_smoke_profile_is_rehearsed_from_end_to_end(base):
+    mine = ROOT / "report.md"  # the report of a run, which the rehearsal's may not replace
+    before = mine.read_text() if mine.exists() else None
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "scripts.rehearse", "--profile", "smoke"],
@@ -212,6 +305,7 @@ def test_the_smoke_profile_is_rehearsed_from_end_to_end(base):
     assert found["resumed_at"] and found["resumed_at"] % rehearse.SAVE_EVERY == 0
     assert "20 steps of" in found["stages"]["03_pretrain"]["rests_on"]
     assert found["memory"]["peaks"].keys() == {"base_train", "chat_sft"} and found["disk"]["needed"] > 1e5
+    assert (mine.read_text() if mine.exists() else None) == before
     # the run that follows finds nothing of it but the logs
     left = sorted(path.name for path in paths.base_dir().iterdir())
     assert left == ["compiled", "rehearsal", "results", "task_data"]
