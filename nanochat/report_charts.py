@@ -86,9 +86,11 @@ def curves(
             svg.append(f'<line class="grid" x1="{at:.1f}" x2="{at:.1f}" y1="{top - 4}" y2="{top}"/>')
             text(at, top - 7, axis.show(count), "tick")
         text(WIDTH - RIGHT, TOP, axis.label, "axis", "end")
-    first = max(line.ys[0] for line in lines)
-    if first > y_high:
-        text(LEFT + 16, top + 12, f"↑ from {y_axis.show(first)}", "tick", "start")
+    for line in lines:
+        if line.ys[0] > y_high and not line.faint:
+            inside = next((x for x, y in zip(line.xs, line.ys, strict=True) if y <= y_high), x_high)
+            text(LEFT + x_of(inside) + 10, top + 12, f"↑ from {y_axis.show(line.ys[0])}", "tick", "start")
+            break
     # an inner svg cuts off what leaves the plot
     svg.append(f'<svg x="{LEFT}" y="{top}" width="{width}" height="{height}" overflow="hidden">')
     for line in sorted(lines, key=lambda line: not line.faint):
