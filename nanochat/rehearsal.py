@@ -57,11 +57,15 @@ def training(args, found: dict, log: list[dict], wall: float, num_steps: int, fi
 
 def fine_tuning(args, found: dict, log: list[dict], wall: float, share: float = 1.0) -> tuple:
     """SFT of a part of the mixture: its rendering and, where an epoch is wanted, its steps grow with the whole."""
-    whole = found["available"] / found["conversations"]
-    num_steps = args.num_iterations if args.num_iterations > 0 else round(found["num_iterations"] * whole)
-    rendering = found["rendering_seconds"]
+    num_steps, rendering = steps_of_the_mixture(args, found), found["rendering_seconds"]
     seconds, said = training(args, found, log, wall - rendering, num_steps, 0, share)
-    return seconds + rendering * whole, said
+    return seconds + rendering * found["available"] / found["conversations"], said
+
+
+def steps_of_the_mixture(args, found: dict) -> int:
+    """As many as are asked for, or an epoch of all conversations, of which the short run took a part."""
+    epoch = found["num_iterations"] * found["available"] / found["conversations"]
+    return args.num_iterations if args.num_iterations > 0 else round(epoch)
 
 
 def shards_wanted(flags: list[str]) -> int:

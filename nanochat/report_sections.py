@@ -100,7 +100,7 @@ def against_gpt2(run: Run) -> tuple:
         bundle = run.get("base_eval", "core", "bundle")
         return ("CORE is ", metric, f" on a bundle of its own ({bundle}), which says nothing about GPT-2.")
     numbers = {name: run.number("base_eval", "core", "references", name) for name in references}
-    low, high = run.get("base_eval", "core", "interval", default=None) or (metric.value, metric.value)
+    low, high = (run.get("base_eval", "core", "interval", default=[]) + [metric.value] * 2)[:2]
     largest = max(numbers, key=lambda name: numbers[name].value)
     below = [name for name in numbers if numbers[name].value <= metric.value]
     if low <= numbers[largest].value <= high:
@@ -171,7 +171,7 @@ def what_it_says(run: Run) -> list:
     chats = {name: run.get(f"chat_eval_{name}", "conversations", default=[]) for name in ("sft", "rl")}
     newest = next((name for name in ("rl", "sft") if chats[name]), None)
     blocks = before_and_after(run, chats)
-    if newest:
+    if newest and len(chats[newest]) > QUESTIONS:
         text = (
             f"Whole conversations with the {SOURCES[newest]} model. What it asked a tool, and the answer, is set off."
         )

@@ -350,7 +350,7 @@ def add_examinations_in_training(commands: list[Command], place: Rehearsal) -> N
     examined = [c for c in commands if c.module == "scripts.chat_eval" and not c.failed and c.parsed().source == "sft"]
     if sft and examined:
         args, found = sft.parsed(), place.found("chat_sft")
-        steps = args.num_iterations if args.num_iterations > 0 else found["num_iterations"]
+        steps = rehearsal.steps_of_the_mixture(args, found)
         count = rehearsal.times_due(args.chatcore_every, steps, from_start=False)
         if count:
             each = rehearsal.chat_seconds(place.found("chat_eval_sft"), args.chatcore_max_sample)

@@ -142,7 +142,7 @@ def send(page, text):
 
 
 def settle(page):
-    sync_api.expect(page.locator("#turns")).to_have_attribute("aria-busy", "false")
+    sync_api.expect(page.locator("#turns")).to_have_attribute("aria-busy", "false", timeout=20_000)
 
 
 def ask(page, text):
@@ -485,7 +485,7 @@ def test_when_a_tab_goes_away_the_other_goes_on(context, server):
     ask(first, "one")
     server[1].pause = 0.02
     send(first, "long")
-    sync_api.expect(first.locator(".writing .body")).to_contain_text("word")
+    sync_api.expect(first.locator(".writing .body")).to_contain_text("word " * 20, timeout=20_000)  # kept every second
     second.goto(first.url)
     sync_api.expect(second.get_by_text("Another tab is writing")).to_be_visible(timeout=10_000)
     first.close(run_before_unload=False)
@@ -511,6 +511,7 @@ def test_another_conversation_can_be_opened_while_an_answer_is_written(page, ser
     page.go_back()
     sync_api.expect(page.locator(".assistant .body")).to_have_text("So: two")
     page.go_forward()
+    sync_api.expect(page.locator(".assistant .body")).to_contain_text("word")
     server[1].pause = 0.0
     settle(page)
     assert answers(page) == [("word " * 80).strip()]
