@@ -65,7 +65,9 @@ find_depth() {
 
 if [ -n "$HOURS" ]; then
   find_depth
+  why=$PROFILE_WHY
   load_profile
+  PROFILE_WHY=$why
   TIME_TEXT="at most $HOURS hours, downloads aside: depth $DEPTH, $HOURS_TEXT"
   [ "$MODE" = run ] || say "# --hours $HOURS: depth $DEPTH, $HOURS_TEXT"
   depth_asked=$DEPTH
