@@ -208,7 +208,7 @@ def told(found: dict) -> str:
         )
         for failure in one["failed"]:
             when = f", after about {duration(spent)} of the run" if spent else ""
-            lines.append(f"{'':14} WOULD HAVE FAILED{when}: {failure}")
+            lines.append(f"{'':14} {'' if ': not tried' in failure else f'WOULD HAVE FAILED{when}: '}{failure}")
         spent += one["forecast"]
     cost = f", about ${found['cost']:,.2f}" if found["cost"] is not None else ""
     lines.append(f"{'all':14} {'':10} {duration(found['forecast']):>12}   set-up aside{cost}")

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from nanochat.chat import SHOWN
+
 STYLE = Path(__file__).parent / "ui" / "report.css"
 LONG = 32  # characters of a cell that is broken into lines
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -209,11 +211,10 @@ def indented(text: str) -> str:
 
 
 def plain(content: str | list[dict]) -> str:
-    """A message as text, calls of a tool as <<48/2>>[24]."""
+    """A message as chat.readable() shows it, even where a file lacks the type of a part."""
     if isinstance(content, str):
         return content
-    marks = {"python": ("<<", ">>"), "python_output": ("[", "]")}
-    return "".join(str(part["text"]).join(marks.get(part.get("type"), ("", ""))) for part in content if "text" in part)
+    return "".join(str(part["text"]).join(SHOWN.get(part.get("type"), ("", ""))) for part in content if "text" in part)
 
 
 # --- HTML

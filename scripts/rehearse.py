@@ -67,6 +67,10 @@ class Command:
         return self.words[self.words.index("-m") + 1] if "-m" in self.words else self.words[1]
 
     @property
+    def name(self) -> str:
+        return self.module.removesuffix(".py").split("/")[-1].split(".")[-1]
+
+    @property
     def flags(self) -> list[str]:
         return [word for word in self.words[self.words.index(self.module) + 1 :] if word != "--"]
 
@@ -121,7 +125,7 @@ def main(args):
 
 def rehearse_in_turn(command: Command, commands: list[Command], place: "Rehearsal") -> None:
     failed = [other.stage for other in commands if other.failed]
-    missing = [name for name in NEEDS.get(command.stage, ()) if name in failed]
+    missing = [name for name in (*NEEDS.get(command.stage, ()), command.stage) if name in failed]
     if missing:
         command.failed = f"not tried, because {missing[0]} failed"
         return
@@ -168,7 +172,7 @@ class Rehearsal:
         self.shards = rehearsal.Shards(self.real / "corpora" / "climbmix")
 
     def rehearse(self, command: Command) -> None:
-        log = self.base / "logs" / f"{command.stage}-{command.module.split('.')[-1].replace('/', '-')}.log"
+        log = self.base / "logs" / f"{command.stage}-{command.name}.log"
         if command.module == "nanochat.dataset" and "tokenize" not in command.flags:
             self.fetch(command, log)
         elif command.module == "scripts.base_train":
