@@ -34,6 +34,11 @@ def results_dir(tag: str) -> Path:
     return base_dir() / "results" / tag
 
 
+def sweep_dir(name: str) -> Path:
+    """Of several runs that belong together: what was asked for, and what was made of them."""
+    return base_dir() / "sweeps" / name
+
+
 def scores_file() -> Path:
     return base_dir() / "results" / "scores.json"
 

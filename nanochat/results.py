@@ -147,8 +147,12 @@ def parsed(line: bytes) -> dict | None:
 
 
 def read(tag: str, stage: str) -> dict | None:
-    """What a stage left behind, or None; a number that is not finite counts as none."""
-    path = paths.results_dir(tag) / f"{stage}.json"
+    """What a stage left behind, or None."""
+    return read_json(paths.results_dir(tag) / f"{stage}.json")
+
+
+def read_json(path: Path):
+    """What stands in a file, or None where there is none; a number that is not finite counts as none."""
     text = path.read_text(encoding="utf-8") if path.exists() else "null"
     return json.loads(text, parse_constant=lambda name: None)
 

@@ -27,3 +27,15 @@ def percent(logprob: float) -> str:
     if share < 0.1 or 99.9 < share < 100:
         return "<0.1 %" if share < 0.1 else ">99.9 %"
     return f"{share:.0f} %" if 10 <= share <= 99 or share == 100 else f"{share:.1f} %"
+
+
+def aligned(lines: list[list[str]]) -> str:
+    """Columns of equal width, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

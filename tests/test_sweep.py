@@ -1,0 +1,318 @@
+"""Sweeps: every combination once, killed anywhere and gone on with, read from JSON alone."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_runs import BASE, REPOSITORY, make_world, one_thread
+
+from nanochat import checkpoint, paths, results, sweep
+from scripts import scaling
+from scripts import sweep as script
+
+# Stands for base_train: leaves what it leaves. A run whose --depth is listed in `fails` fails after its first step, in
+# `refuses` before it; in `slow` it sleeps until a signal comes, on which it saves and ends as the trainings do.
+TRAINER = """
+import json, os, shlex, signal, sys, time
+from pathlib import Path
+base = Path(os.environ["NANOCHAT_BASE_DIR"])
+flags = dict(flag[2:].split("=") if "=" in flag else (flag[2:], "1") for flag in sys.argv[1:])
+behaviour = json.loads((base / "behaviour.json").read_text())
+folder = base / "results" / flags["model-tag"]
+with open(base / "calls", "a") as calls:
+    calls.write(flags["model-tag"] + "\\n")
+depth, flops = int(flags["depth"]), float(flags.get("target-flops", 1000))
+if depth in behaviour.get("usage", []):
+    sys.exit(2)
+if depth in behaviour.get("refuses", []):
+    sys.exit(1)
+folder.mkdir(parents=True, exist_ok=True)
+(folder / "base_train.jsonl").write_text(json.dumps({"step": 0}) + "\\n")
+if depth in behaviour.get("fails", []):
+    sys.exit(1)
+if depth in behaviour.get("slow", []):
+    def ended(number, frame):
+        (base / "saved").write_text(str(number))
+        sys.exit(128 + number)
+    signal.signal(signal.SIGTERM, ended)
+    (base / "begun").write_text(str(os.getpid()))
+    deadline = time.time() + 60
+    while time.time() < deadline and not (base / "go").exists():
+        time.sleep(0.02)
+params = 1000 * depth**3
+import math
+bpb = 2 + 0.1 * (math.log10(params) - 0.5 * math.log10(flops) - 5.38) ** 2
+summary = {
+    "command": shlex.join(["python", "-m", "scripts.base_train", *sys.argv[1:]]),
+    "plan": {"num_iterations": 5, "scaling_params": params},
+    "final": {"step": 5, "tokens": int(flops / 6 / params * 1e9), "total_training_flops": flops, "val_bpb": bpb,
+              "core_metric": 0.01 * depth, "total_training_time": 1.5},
+    "config": {"target_flops": float(flags.get("target-flops", -1)), "seed": int(flags.get("seed", 42))},
+    "model": {"config": {"n_layer": depth}, "counts": {"total": 2 * params}},
+    "seconds": 2.0,
+}
+(folder / "base_train.json").write_text(json.dumps(summary))
+"""
+
+
+@pytest.fixture
+def trainer(base_dir, monkeypatch):
+    """behave(fails=[depths], ...) sets what the stand-in does; it returns how often each tag was begun."""
+    base_dir.mkdir()
+    program = base_dir / "trainer.py"
+    program.write_text(TRAINER)
+    monkeypatch.setattr(sweep, "command", lambda run, nproc: [sys.executable, str(program), *run.flags])
+
+    def behave(**behaviour):
+        (base_dir / "behaviour.json").write_text(json.dumps(behaviour))
+
+    behave()
+    return behave
+
+
+def called() -> list[str]:
+    return (paths.base_dir() / "calls").read_text().split()
+
+
+def run(*flags):
+    script.main(script.parse_args([*flags, "--nproc", "1"]))
+
+
+def entries(name):
+    return {entry["tag"]: entry for entry in sweep.read_sweep(name)["runs"]}
+
+
+def test_every_combination_once_and_nothing_twice(trainer, capsys):
+    run("mine", "--vary", "target-flops=1e3,2e3", "--vary", "depth=2,3")
+    assert called() == ["mine-f1e3-d2", "mine-f1e3-d3", "mine-f2e3-d2", "mine-f2e3-d3"]
+    run("mine", "--vary", "target-flops=1e3,2e3", "--vary", "depth=2,3,4")
+    assert called()[4:] == ["mine-f1e3-d4", "mine-f2e3-d4"]
+    run("mine", "--vary", "target-flops=4e3", "--vary", "depth=2")
+    found = entries("mine")
+    assert len(found) == 7 and all(entry["status"] == "done" for entry in found.values())
+    assert found["mine-f2e3-d4"]["result"]["budget"] == 2000 and found["mine-f2e3-d4"]["result"]["depth"] == 4
+    assert "mine-f4e3-d2" in capsys.readouterr().out
+
+
+def test_seeds_are_the_slowest_and_flags_reach_the_training(trainer):
+    run("pairs", "--vary", "fp8=on,off", "--seeds", "2", "--", "--depth=3")
+    assert called() == ["pairs-s1-fp8on", "pairs-s1-fp8off", "pairs-s2-fp8on", "pairs-s2-fp8off"]
+    on, off = (entries("pairs")[tag]["flags"] for tag in called()[:2])
+    assert "--fp8" in on and "--depth=3" in on and "--seed=1" in on and "--resume" in on
+    assert not any("fp8" in flag for flag in off if not flag.startswith("--model-tag"))
+
+
+def test_other_flags_under_the_same_name_are_refused(trainer):
+    run("mine", "--vary", "depth=2", "--", "--matrix-lr=0.02")
+    with pytest.raises(SystemExit, match="mine-d2 has run with other flags .*--matrix-lr=0.03.*another name"):
+        run("mine", "--vary", "depth=2", "--", "--matrix-lr=0.03")
+    assert called() == ["mine-d2"]
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(trainer, capsys):
+    trainer(fails=[3])
+    with pytest.raises(SystemExit, match="1 of 3 failed: mine-d3"):
+        run("mine", "--vary", "depth=2,3,4")
+    assert entries("mine")["mine-d3"]["status"] == "failed" and "failed" in capsys.readouterr().out
+    trainer()
+    run("mine", "--vary", "depth=2,3,4")
+    assert called() == ["mine-d2", "mine-d3", "mine-d4", "mine-d3"]
+
+
+def test_what_would_fail_everywhere_ends_the_sweep_and_may_be_mended(trainer):
+    trainer(refuses=[2, 3, 4])
+    with pytest.raises(SystemExit, match="mine-d3, too, failed before its first step"):
+        run("mine", "--vary", "depth=2,3,4", "--", "--corpus=mistyped")
+    trainer(usage=[2])
+    with pytest.raises(SystemExit, match="does not take these flags"):
+        run("mine", "--vary", "depth=2,3,4", "--", "--corpus=x", "--wrong=1")
+    trainer()
+    run("mine", "--vary", "depth=2,3,4", "--", "--corpus=right")
+    assert all(entry["status"] == "done" for entry in entries("mine").values())
+
+
+def test_dropped_models_leave_their_numbers(trainer):
+    kept = paths.checkpoint_dir("base", "mine-d2") / "step_000005"
+    kept.mkdir(parents=True)
+    run("mine", "--vary", "depth=2", "--drop-models")
+    assert not kept.exists() and entries("mine")["mine-d2"]["result"]["val_bpb"] > 0
+    run("mine", "--vary", "depth=2", "--drop-models")
+    assert called() == ["mine-d2"]
+
+
+@pytest.mark.parametrize(
+    "axes, fixed, said",
+    [
+        (["depth=2,2"], [], "expected a flag of base_train once"),
+        (["depth"], [], "expected a flag"),
+        (["depth=2", "depth=3"], [], "once"),
+        (["depth=2"], ["--depth=3"], "set by the sweep"),
+        (["depth=2"], ["--model-tag=x"], "set by the sweep"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(axes, fixed, said):
+    with pytest.raises(ValueError, match=said):
+        sweep.plan_runs("mine", sweep.parse_axes(axes), fixed)
+    with pytest.raises(ValueError, match="a sweep's name"):
+        sweep.plan_runs("../mine", {"depth": ["2"]}, [])
+
+
+def test_dry_run_prints_the_commands(base_dir, capsys):
+    script.main(script.parse_args(["mine", "--vary", "depth=2", "--nproc", "8", "--dry-run", "--", "--fp8"]))
+    assert capsys.readouterr().out.strip() == (
+        "python -m torch.distributed.run --standalone --nproc_per_node=8 -m scripts.base_train -- "
+        "--resume --save-minutes=5 --keep=1 --fp8 --depth=2 --model-tag=mine-d2"
+    )
+    assert not base_dir.exists()
+
+
+# -- killed
+
+
+def driver(base, *flags):
+    """The driver as a process of its own, with the stand-in."""
+    program = f"""
+import sys
+from nanochat import sweep
+from scripts import sweep as script
+sweep.command = lambda run, nproc: [sys.executable, {str(base / "trainer.py")!r}, *run.flags]
+script.main(script.parse_args({[*flags, "--nproc", "1"]!r}))
+"""
+    how = dict(env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen([sys.executable, "-c", program], **how)
+
+
+def wait_for(path: Path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path.name} did not come"
+        time.sleep(0.02)
+
+
+def test_a_signal_reaches_the_training_which_saves(trainer, base_dir):
+    trainer(slow=[3])
+    process = driver(base_dir, "mine", "--vary", "depth=2,3,4")
+    wait_for(base_dir / "begun")
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "SIGINT: the sweep stopped at mine-d3; the same command goes on" in said
+    assert (base_dir / "saved").exists() and entries("mine")["mine-d3"]["status"] == "stopped"
+    (base_dir / "go").touch()
+    run("mine", "--vary", "depth=2,3,4")
+    assert called() == ["mine-d2", "mine-d3", "mine-d3", "mine-d4"]
+
+
+def test_a_killed_driver_leaves_its_training_which_the_next_one_waits_for(trainer, base_dir):
+    """Two trainings of one tag at once would write into each other's files."""
+    trainer(slow=[3])
+    process = driver(base_dir, "mine", "--vary", "depth=2,3")
+    wait_for(base_dir / "begun")
+    process.kill()
+    process.wait()
+    child = int((base_dir / "begun").read_text())
+    os.kill(child, 0)  # it lives
+    following = driver(base_dir, "mine", "--vary", "depth=2,3")
+    assert "waiting for it" in following.stdout.readline()
+    assert called() == ["mine-d2", "mine-d3"]
+    (base_dir / "go").touch()
+    said, _ = following.communicate(timeout=60)
+    assert following.returncode == 0 and "2 runs, 2 of them done" in said
+    assert called() == ["mine-d2", "mine-d3"]
+
+
+# -- what it says
+
+
+def test_fit_and_series_of_a_sweep(trainer, capsys):
+    run("mine", "--vary", "target-flops=1e3,4e3,1.6e4", "--vary", "depth=10,20,30,40,60")
+    scaling.main(scaling.parse_args(["fit", "mine", "--at", "1e6"]))
+    said = capsys.readouterr().out
+    folder = paths.sweep_dir("mine")
+    found = json.loads((folder / "fit.json").read_text())
+    assert found["laws"]["params"]["exponent"]["value"] == pytest.approx(0.5, abs=0.01)
+    assert "Best at" in said and f"{found['ratio']['value']:.1f} tokens per parameter" in said
+    page = (folder / "fit.html").read_text()
+    assert page.count('class="chart"') == 4 and "src=" not in page and "<script" not in page
+    assert (folder / "fit.png").read_bytes().startswith(b"\x89PNG") and (folder / "fit.md").exists()
+    scaling.main(scaling.parse_args(["fit", *(f"mine-f1e3-d{d}" for d in (10, 20, 30, 40)), "--params", "total"]))
+    assert "the best size at 1 of 1 budgets" in capsys.readouterr().out.lower()
+
+    run("series", "--vary", "depth=2,4,6,8,12")
+    capsys.readouterr()
+    scaling.main(scaling.parse_args(["series", "series", "--out", str(folder / "elsewhere")]))
+    said = capsys.readouterr().out
+    assert "5 runs, depth 2 to 12" in said and (folder / "elsewhere" / "series.png").exists()
+
+
+def test_every_number_of_the_page_stands_in_the_json(trainer):
+    """The page is made of fit.json, and says where in it each number stands."""
+    import re
+
+    run("mine", "--vary", "target-flops=1e3,4e3,1.6e4", "--vary", "depth=10,20,30,40,60")
+    scaling.main(scaling.parse_args(["fit", "mine"]))
+    folder = paths.sweep_dir("mine")
+    found, page = json.loads((folder / "fit.json").read_text()), (folder / "fit.html").read_text()
+    numbers = re.findall(r'<data value="([^"]+)" title="([^"]+)"', page)
+    assert len(numbers) > 20
+    for value, title in numbers:
+        place = found
+        for key in title.split(" › ")[1:]:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        assert float(value) == pytest.approx(place), title
+
+
+def test_nothing_to_fit_is_told(trainer, base_dir):
+    with pytest.raises(SystemExit, match="no finished run or sweep 'mine'; there are: none"):
+        scaling.main(scaling.parse_args(["fit", "mine"]))
+    run("mine", "--vary", "depth=2,3")
+    with pytest.raises(SystemExit, match="train with --target-flops and --eval-every"):
+        scaling.main(scaling.parse_args(["fit", "mine"]))
+
+
+# -- real trainings
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    yield from make_world(tmp_path_factory.mktemp("sweep"))
+
+
+def test_real_trainings_killed_with_the_driver_end_as_if_nothing_had_been(world, monkeypatch):
+    """kill -9 of the driver and of its training: the same command gives the same losses, to the bit."""
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(world))
+    monkeypatch.setenv("NANOCHAT_DTYPE", "float32")
+    fixed = [flag for flag in BASE.replace("--depth 2", "").split()]
+    fixed = [f"{a}={b}" if not b.startswith("--") else a for a, b in zip(fixed, [*fixed[1:], "--"], strict=True)]
+    fixed = [flag for flag in fixed if flag.startswith("--")] + ["--save-every=3", "--num-iterations=8"]
+    words = [sys.executable, "-m", "scripts.sweep", "{}", "--vary", "depth=2", "--seeds=2", "--nproc=1", "--", *fixed]
+    how = dict(cwd=REPOSITORY, env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def command(name):
+        return [name if word == "{}" else word for word in words]
+
+    killed = subprocess.Popen(command("killed"), start_new_session=True, **how)
+    folder = paths.checkpoint_dir("base", "killed-s1-d2")
+    deadline = time.monotonic() + 120
+    while not checkpoint.list_steps(folder):
+        assert time.monotonic() < deadline and killed.poll() is None
+        time.sleep(0.01)
+    sweep.kill_family(killed.pid)
+    killed.communicate()
+    assert results.read("killed-s1-d2", "base_train") is None
+    for name in ("killed", "whole"):
+        done = subprocess.run(command(name), **how)
+        assert done.returncode == 0, done.stdout
+    for seed in (1, 2):
+        one, other = (sweep.finished_json(f"{name}-s{seed}-d2") for name in ("killed", "whole"))
+        for key in ("step", "train_loss", "val_bpb", "tokens"):
+            assert one["final"][key] == other["final"][key], key
+        assert shlex.split(one["command"])[3:] == entries("killed")[f"killed-s{seed}-d2"]["flags"]
+    assert (
+        sweep.finished_json("whole-s1-d2")["final"]["val_bpb"] != sweep.finished_json("whole-s2-d2")["final"]["val_bpb"]
+    )
