@@ -131,6 +131,11 @@ def read_meta(folder: Path) -> dict:
 
 def check_resumable(folder: Path, meta: dict, **wanted) -> None:
     """That a checkpoint belongs to the run that would go on from it: each named entry of meta is what is wanted."""
+    if "imported" in meta:
+        raise CheckpointError(
+            f"{folder} cannot be resumed: it was imported from {meta['imported']['from']}. "
+            "Begin the next stage from it, or start anew without --resume"
+        )
     for name, value in wanted.items():
         if meta.get(name) != value:
             raise CheckpointError(
@@ -175,7 +180,7 @@ def load_optimizer(folder: Path, optimizer: MuonAdamW) -> None:
         except Exception as error:  # safetensors raises its own kinds
             raise CheckpointError(f"{path} cannot be read ({error}); delete {folder} to use an older step") from error
     if not files:
-        raise CheckpointError(f"{folder} holds no optimizer state; it cannot be resumed, only used")
+        raise CheckpointError(f"{folder} holds no optimizer state; it cannot be resumed, only used (chat_sft: --load-optimizer 0)")
     slices: dict[tuple[str, str], dict] = {}  # by first row: small tensors are whole in the file of every rank
     for file in files:
         for key in file.keys():

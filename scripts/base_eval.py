@@ -130,7 +130,7 @@ def foreign_bits_per_byte(model, tokenizer, meta, corpus, split, num_tokens, tok
 def our_bits_per_byte(model, tokenizer, meta, corpus, split, num_tokens, token_budget, machine) -> float:
     """Over packed rows; of the training shards those that the model was trained on, since others may have come."""
     T, training = model.config.sequence_len, split == "train"
-    limit = len(meta["shards"]) if training and corpus == meta["corpus"] else None
+    limit = (len(meta["shards"]) or None) if training and corpus == meta["corpus"] else None  # an import names none
     files = token_files(corpus, tokenizer.fingerprint, split, limit)
     rows = TextRows(files, T, tokenizer.bos, tokenizer.vocab_size, seed=42 if training else None)
     num_rows = min(rows.num_rows, max(1, num_tokens // T))

@@ -37,6 +37,8 @@ def parse_args(argv=None) -> argparse.Namespace:
 
 def pretraining_rows(meta: dict, tokenizer) -> batches.TextRows:
     """The rows of the run that made this checkpoint."""
+    if "imported" in meta:
+        raise ValueError(f"{meta['tag']} was imported: the rows that it was trained on are not here")
     files = dataset.token_files(meta["corpus"], tokenizer.fingerprint, "train")
     read = set(meta["shards"])
     files = [file for file in files if file.tokens.name in read]
