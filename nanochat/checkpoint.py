@@ -180,7 +180,9 @@ def load_optimizer(folder: Path, optimizer: MuonAdamW) -> None:
         except Exception as error:  # safetensors raises its own kinds
             raise CheckpointError(f"{path} cannot be read ({error}); delete {folder} to use an older step") from error
     if not files:
-        raise CheckpointError(f"{folder} holds no optimizer state; it cannot be resumed, only used (chat_sft: --load-optimizer 0)")
+        raise CheckpointError(
+            f"{folder} holds no optimizer state; it cannot be resumed, only used (chat_sft: --load-optimizer 0)"
+        )
     slices: dict[tuple[str, str], dict] = {}  # by first row: small tensors are whole in the file of every rank
     for file in files:
         for key in file.keys():

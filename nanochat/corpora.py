@@ -24,13 +24,14 @@ from nanochat import paths
 from nanochat.download import check_disk, fetch, human, is_readable, jsonl_rows, mirror_path, take
 
 ROW_GROUP = 1000  # documents
+LONGEST_GROUP = 32_000_000  # characters: books fill a row group, and memory, sooner
 
 
 def write_shard(path: Path, documents: Iterable[str]) -> dict:
     """Writes one parquet shard and returns its manifest entry."""
     count, documents = 0, iter(documents)
     with pq.ParquetWriter(path, pa.schema([("text", pa.string())]), compression="zstd") as writer:
-        while texts := list(itertools.islice(documents, ROW_GROUP)):
+        while texts := list(itertools.islice(_up_to(documents, LONGEST_GROUP), ROW_GROUP)):
             writer.write_table(pa.table({"text": pa.array(texts, pa.string())}), row_group_size=ROW_GROUP)
             count += len(texts)
     return shard_entry(path, count)
@@ -212,26 +213,27 @@ def find_text(sources: list[Path]) -> list[Path]:
     return sorted(set(files))
 
 
-def read_text(path: Path) -> Iterator[tuple[str, str]]:
+def read_text(path: Path, column: str = "text") -> Iterator[tuple[str, str]]:
     """(where, document) pairs of one file. Raises ValueError naming the file, and the row where there are rows."""
     kind = path.name.lower().removesuffix(".gz")
     opener = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         if kind.endswith(".parquet"):
-            with pq.ParquetFile(path) as file:
-                if "text" not in file.schema_arrow.names:
-                    raise ValueError(f"{path}: no column 'text', only {', '.join(file.schema_arrow.names)}")
-                batches = file.iter_batches(batch_size=ROW_GROUP, columns=["text"])
+            # As a stream: pre_buffer (the default) would hold the column of a whole file, of 2 GB on the hub, and a
+            # thousand books at a time are a gigabyte.
+            with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+                if column not in file.schema_arrow.names:
+                    raise ValueError(f"{path}: no column {column!r}, only {', '.join(file.schema_arrow.names)}")
+                batches = file.iter_batches(batch_size=100, columns=[column])
                 texts = itertools.chain.from_iterable(batch.column(0).to_pylist() for batch in batches)
                 for row, text in enumerate(texts, 1):
                     yield f"{path}, row {row}", text
         elif kind.endswith(".jsonl"):
             for number, row in jsonl_rows(path, opener):
-                if not isinstance(row, dict) or "text" not in row:
-                    raise ValueError(
-                        f"{path}, line {number}: expected an object with a field 'text', got {str(row)[:60]}"
-                    )
-                yield f"{path}, line {number}", row["text"]
+                if not isinstance(row, dict) or column not in row:
+                    got = f"one with {', '.join(row) or 'none'}" if isinstance(row, dict) else str(row)[:60]
+                    raise ValueError(f"{path}, line {number}: expected an object with a field {column!r}, got {got}")
+                yield f"{path}, line {number}", row[column]
         else:
             with opener(path, "rt", encoding="utf-8-sig") as file:
                 for piece in _pieces(file, LONGEST_MARKDOWN if kind.endswith(".md") else LONGEST_PIECE):
@@ -267,21 +269,25 @@ def _scatter(files: list[Path], folder: Path, seed: int) -> int:
     try:
         for path in tqdm(files, desc="reading", unit="file", disable=None):
             for where, text in read_text(path):
-                if not isinstance(text, str):
-                    raise ValueError(f"{where}: the text is not a string but {text!r:.60}")
-                if not text.strip():
-                    continue
-                try:
-                    data = text.encode("utf-8")
-                except UnicodeEncodeError as error:
-                    raise ValueError(f"{where}: half of a surrogate pair, which is no Unicode text") from error
-                digest = int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "big")
-                buckets[digest * count >> 64].write(HEADER.pack(digest, len(data)) + data)
-                documents += 1
+                digest, data = hashed(where, text, key)
+                if text.strip():
+                    buckets[digest * count >> 64].write(HEADER.pack(digest, len(data)) + data)
+                    documents += 1
     finally:
         for bucket in buckets:
             bucket.close()
     return documents
+
+
+def hashed(where: str, text: str, key: bytes) -> tuple[int, bytes]:
+    """(keyed hash, UTF-8) of a document. Raises ValueError for what is no text."""
+    if not isinstance(text, str):
+        raise ValueError(f"{where}: the text is not a string but {text!r:.60}")
+    try:
+        data = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: half of a surrogate pair, which is no Unicode text") from error
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8, key=key).digest(), "big"), data
 
 
 def _gather(folder: Path, validation_fraction: float, shard_characters: int) -> dict:

@@ -102,7 +102,7 @@ def _depth(tag: str) -> int:
 
 def import_run(
     root: Path,
-    tokenizer_name: str,
+    tokenizer_name: str | None = None,
     tag: str | None = None,
     step: int | None = None,
     stages: list[str] | None = None,
@@ -111,13 +111,15 @@ def import_run(
 ) -> list[Path]:
     """Write our checkpoint of each chosen public one (see `choose`), and our tokenizer. Returns the new folders.
 
-    new_tag: the name of the model here (default: as it was). force: replace what is here of the same name and step.
-    Each checkpoint is complete or not there at all. Raises PublicRunError; without force, nothing that was here before
-    is ever changed. OSError where the disk is full.
+    new_tag: the name of the model here (default: as it was). tokenizer_name: that of the tokenizer (default: the one by
+    which base_train and nanochat.dataset look for it with CORPUS, climbmix-32768). force: replace what is here of the
+    same name and step. Each checkpoint is complete or not there at all. Raises PublicRunError; without force, nothing
+    that was here before is ever changed. OSError where the disk is full.
     """
     root = Path(root)
     chosen = choose(root, tag, step, stages)
     tokenizer = read_tokenizer(root / "tokenizer" / "tokenizer.pkl")
+    tokenizer_name = tokenizer_name or f"{CORPUS}-{tokenizer.vocab_size}"
     metas = [_read_public_meta(checkpoint, tokenizer.vocab_size) for checkpoint in chosen]
     folders = [paths.checkpoint_dir(checkpoint.stage, new_tag or checkpoint.tag) for checkpoint in chosen]
     if not force:
