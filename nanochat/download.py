@@ -348,18 +348,24 @@ def hub_files(repo: str, config: str, split: str) -> list[Path]:
     Mirror: `<mirror>/<repo>/<config>/<split>.parquet`, or in pieces `<split>-00000-of-00002.parquet`; else .jsonl.
     Raises DownloadError.
     """
-    folder = mirror_path(f"{repo}/{config}")
-    for suffix in (".parquet", ".jsonl") if folder else ():
+    folder = paths.task_dir() / repo / config / split
+    sources = enumerate(hub_sources(repo, config, split, folder))
+    return [s if isinstance(s, Path) else fetch(s, folder / f"{number:04d}.parquet") for number, s in sources]
+
+
+def hub_sources(repo: str, config: str, split: str, folder: Path) -> list[Path | str]:
+    """Files of a mirror, or else addresses of parquet files on the hub, whose listing is kept in `folder`. Raises
+    DownloadError."""
+    mirror = mirror_path(f"{repo}/{config}")
+    for suffix in (".parquet", ".jsonl") if mirror else ():
         piece = re.compile(re.escape(split) + r"([-_.]?\d.*)?" + re.escape(suffix))
-        files = sorted(path for path in folder.iterdir() if piece.fullmatch(path.name))
+        files = sorted(path for path in mirror.iterdir() if piece.fullmatch(path.name))
         if files:
             return files
-    folder = paths.task_dir() / repo / config / split
     url = f"{paths.hf_endpoint()}/api/datasets/{repo}/parquet/{config}/{split}"
     urls = json.loads(fetch(url, folder / "listing.json", _check_listing).read_text(encoding="utf-8"))
     # A mirror of the hub may list the hub's own addresses; the user asked for the mirror.
-    urls = [paths.hf_endpoint() + url.removeprefix(HUB) if url.startswith(HUB + "/") else url for url in urls]
-    return [fetch(url, folder / f"{number:04d}.parquet") for number, url in enumerate(urls)]
+    return [paths.hf_endpoint() + url.removeprefix(HUB) if url.startswith(HUB + "/") else url for url in urls]
 
 
 def _check_listing(path: Path) -> None:
