@@ -97,8 +97,8 @@ def _put_in_place(partial: Path, folder: Path) -> None:
         finally:
             os.close(descriptor)
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -109,6 +109,8 @@ def _texts(meta: dict, config: GPTConfig, tokenizer: Tokenizer, parameters: int)
     talks = meta["stage"] != "base"
     eos = "<|assistant_end|>" if talks else "<|bos|>"
     bos_id, end_id = tokenizer.bos, tokenizer.special["<|assistant_end|>"]
+    # paths that somebody typed are nobody else's business
+    flags = {name: value for name, value in meta["flags"].items() if not (isinstance(value, str) and os.sep in value)}
     # padding by a mark that also ends an answer: generate() would otherwise take each <|bos|> of a prompt for padding
     ids = {"bos_token_id": bos_id, "eos_token_id": tokenizer.special[eos], "pad_token_id": bos_id}
     values = {
@@ -122,7 +124,7 @@ def _texts(meta: dict, config: GPTConfig, tokenizer: Tokenizer, parameters: int)
             "nanochat": {
                 "format_version": FORMAT_VERSION,
                 "tokenizer": {**meta["tokenizer"], "pattern": tokenizer.pattern},
-                "meta": {name: value for name, value in meta.items() if name not in LEFT_OUT},
+                "meta": {name: value for name, value in meta.items() if name not in LEFT_OUT} | {"flags": flags},
             },
         },
         "generation_config.json": {**ids, "eos_token_id": [end_id, bos_id]},
@@ -259,7 +261,7 @@ def import_folder(
     meta = {
         "format_version": checkpoint.FORMAT_VERSION,
         **{name: value for name, value in meta.items() if name not in LEFT_OUT},
-        **{"stage": stage, "tag": tag, "step": step, "imported_from": folder.resolve().name},
+        **{"stage": stage, "tag": tag, "step": step, "imported": {"from": folder.resolve().name}},
         "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "environment": results.environment(runtime),
         "model_config": config.__dict__,

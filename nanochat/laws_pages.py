@@ -9,7 +9,7 @@ from nanochat.report_charts import Axis, Line, tick
 from nanochat.report_compare import PALETTE
 from nanochat.report_pages import Number, Page, Paragraph, Section, Side, Table, Words
 from nanochat.report_run import duration, number, short, source
-from nanochat.research_pages import SMOOTH, Panel, between, exponent, flops, interval, ratio, spans
+from nanochat.research_pages import SMOOTH, Panel, between, exponent, flops, interval, ratio, size, spans
 
 
 def laws_page(name: str, found: dict, what: str) -> tuple[Page, list[Panel]]:
@@ -29,7 +29,7 @@ def laws_page(name: str, found: dict, what: str) -> tuple[Page, list[Panel]]:
             rows.append([budget, *[None] * 7, curve["problem"]])
             continue
         cells = [budget]
-        for key, show in (("params", tick), ("tokens", tick), ("ratio", ratio)):
+        for key, show in (("params", size), ("tokens", size), ("ratio", ratio)):
             cells += interval(curve[key], show, "fit", "budgets", i, key)
         rows.append([*cells, interval(curve["bpb"], number, "fit", "budgets", i, "bpb")[0], ""])
     header = [
@@ -38,7 +38,7 @@ def laws_page(name: str, found: dict, what: str) -> tuple[Page, list[Panel]]:
         "95 %",
         "tokens",
         "95 %",
-        "tokens per parameter",
+        "tokens / parameter",
         "95 %",
         "bits per byte",
         "",
@@ -118,7 +118,7 @@ def predictions(found: dict, what: str) -> list:
     rows = []
     for i, one in enumerate(found["predictions"]):
         cells = [Number(one["budget"], flops(one["budget"]), source("fit", "predictions", i, "budget"))]
-        for key, show in (("params", tick), ("tokens", tick), ("ratio", ratio)):
+        for key, show in (("params", size), ("tokens", size), ("ratio", ratio)):
             cells += interval(one[key], show, "fit", "predictions", i, key)
         rows.append([*cells, Number(one["depth"], ratio(one["depth"]), source("fit", "predictions", i, "depth"))])
     header = ["FLOPs", f"best size ({what})", "95 %", "tokens", "95 %", "tokens / parameter", "95 %", "depth, about"]

@@ -158,11 +158,16 @@ def verdict(found: dict) -> str:
 
 def difference_curve(first: Arm, other: Arm, along: str) -> list[dict]:
     """The difference wherever both runs of all pairs were measured, after the first measurement, that of untrained
-    models."""
+    models; along the time, where no two are measured at the same place, at even distances."""
     seeds = [seed for seed in first.runs if seed in other.runs]
-    places = {point[along] for seed in seeds for run in (first.runs[seed], other.runs[seed]) for point in run.curve[1:]}
+    curves = [run.curve for seed in seeds for run in (first.runs[seed], other.runs[seed])]
+    places = sorted({point[along] for curve in curves for point in curve[1:]})
+    if along == "time":
+        low, high = max(curve[1][along] for curve in curves), min(curve[-1][along] for curve in curves)
+        count = min(map(len, curves)) - 1
+        places = [low + (high - low) * i / max(count - 1, 1) for i in range(count)] if low <= high else []
     curve = []
-    for place in sorted(places):
+    for place in places:
         values = [(first.runs[seed].at(along, place), other.runs[seed].at(along, place)) for seed in seeds]
         if not any(None in pair for pair in values):
             curve.append({along: place, **difference(values)})

@@ -14,7 +14,8 @@ def pairs_page(name: str, found: list[dict], arms: list[Arm], notes: list[str]) 
     sections, panels = [], []
     for i, one in enumerate(found):
         rows = [
-            [key, *pair_cells(one[key], "compare", i, key)] for key in ("at the end", *(f"equal {a}" for a in ALONG))
+            [key, *pair_cells(one[key], "compare", "arms", i, key)]
+            for key in ("at the end", *(f"equal {a}" for a in ALONG))
         ]
         header = ["", one["against"], one["arm"], "difference", "95 %", "", "where"]
         note = Paragraph((f"{len(one['seeds'])} pairs, seeds {', '.join(map(str, one['seeds']))}.",), True)
@@ -32,7 +33,10 @@ def pairs_page(name: str, found: list[dict], arms: list[Arm], notes: list[str]) 
 def headline(found: dict) -> str:
     end = found["at the end"]
     wide = "" if end["error"] is None else f" ± {(end['high'] - end['low']) / 2:.4f}"
-    return f"{verdict(end)} at the end ({end['difference']:+.4f}{wide} bits per byte)"
+    return (
+        f"{verdict(end)} at the end ({end['difference']:+.4f}{wide} bits per byte); "
+        f"at equal time: {verdict(found['equal time'])}"
+    )
 
 
 def pair_cells(found: dict, *place) -> list:

@@ -180,7 +180,7 @@ class Driver:
     def _read(self) -> None:
         """What was done before, by an earlier call with other values, too. Raises ValueError where flags differ."""
         former = {entry["tag"]: entry for entry in (results.read_json(self.file) or {"runs": []})["runs"]}
-        self.entries = dict(former)
+        self.entries = {tag: entry for tag, entry in former.items() if entry["status"] != "waiting"}
         for run in self.runs:
             if run.tag in former and paths.results_dir(run.tag).exists():
                 check_flags(run, former[run.tag]["flags"])

@@ -310,7 +310,6 @@ print([name for name in sys.modules if name.split(".")[0] in ("nanochat", "tikto
 def test_the_folder_needs_nothing_of_nanochat(folder, ours, tokenizer, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "NANOCHAT_BASE_DIR")}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "m")}
-    environment |= {"PYTHONPATH": os.environ["EXPORT_TEST_SITE"]} if "EXPORT_TEST_SITE" in os.environ else {}
     copy = tmp_path / "a model"
     shutil.copytree(folder, copy)
     command = [sys.executable, "-c", ALONE, str(copy)]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts import base_train
+
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = sorted((ROOT / "runs").glob("0*.sh"))
 SCRIPTS = sorted([ROOT / "speedrun.sh", *(ROOT / "runs").glob("*.sh"), ROOT / ".ci" / "run"])
@@ -354,3 +356,34 @@ def test_gpu_profiles_refuse_a_machine_without_one(bash):
 def test_help_says_what_a_script_is_for(bash, script):
     done = bash(script, "--help")
     assert done.returncode == 0 and len(done.stdout.splitlines()) >= 2 and "shellcheck source" not in done.stdout
+
+
+# -- sweeps
+
+
+def words_of(done):
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines() if line.startswith("-m ")]
+
+
+def test_the_sweeps_are_commands_only(bash, stand_in):
+    """A driver, and what it says together; base_train's flags come last, so that a user's own win."""
+    where = dict(NANOCHAT_PYTHON=stand_in)
+    (quick,) = words_of(bash("runs/quick.sh", "--matrix-lr=0.03", SEEDS="3", **where))
+    assert quick[:7] == "-m scripts.sweep quick --vary depth=12 --seeds 3".split() and quick[-1] == "--matrix-lr=0.03"
+    series, said = words_of(bash("runs/miniseries.sh", **where))
+    assert "depth=12,14,16,18,20,22,24,26" in series and said == "-m scripts.scaling series miniseries".split()
+    laws, fit = words_of(
+        bash("runs/scaling_laws.sh", "--fp8", NAME="mine", BUDGETS="1e18,1e19", DEPTHS="8,10", **where)
+    )
+    assert laws[2] == "mine" and "target-flops=1e18,1e19" in laws and "depth=8,10" in laws and "--drop-models" in laws
+    assert laws[laws.index("--") :][-1] == "--fp8" and fit == "-m scripts.scaling fit mine".split()
+    for words in (quick, series, laws):
+        flags = words[words.index("--") + 1 :]
+        base_train.parse_args([*flags, "--depth=12", "--model-tag=x"])
+
+
+@pytest.mark.parametrize("script", ["quick", "miniseries", "scaling_laws"])
+def test_a_sweep_says_what_it_does(bash, script):
+    done = bash(f"runs/{script}.sh", "--help")
+    assert done.returncode == 0 and f"bash runs/{script}.sh" in done.stdout and "NAME" in done.stdout
