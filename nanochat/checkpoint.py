@@ -9,8 +9,12 @@ This file finds and reads them; saver.py writes them. Optimizer state is read ba
 with another number of ranks.
 """
 
+import errno
+import fcntl
 import itertools
 import json
+import os
+import platform
 import re
 import time
 from pathlib import Path
@@ -27,6 +31,7 @@ from nanochat.tokenizer import Tokenizer, TokenizerError
 FORMAT_VERSION = 1
 ASIDE = ".before-"  # in the name of a model that a newer one of the same tag has taken the place of
 SECONDS_TO_SEE = 60  # what another node has written: network file systems remember names for so long
+SECONDS_TO_END = 20  # for a process that was killed while it held a GPU
 MAKERS = {"base": "scripts.base_train", "sft": "scripts.chat_sft", "rl": "scripts.chat_rl"}
 
 
@@ -92,10 +97,11 @@ def find_resume(source: str, tag: str, newest: bool, step: int, runtime: Runtime
 
 
 def set_aside(folder: Path, runtime: Runtime, after: int = -1) -> None:
-    """Make room for a run: checkpoints later than step `after` (-1: all) move to a folder beside, so that nobody
-    resumes from them by mistake and nothing is lost."""
+    """Make room for a run: no other process may train this model meanwhile; checkpoints later than step `after` (-1:
+    all) move to a folder beside, so that nobody resumes from them by mistake and nothing is lost."""
+    if taken := runtime.gather(claim(folder) if runtime.is_main else None)[0]:
+        raise CheckpointError(taken)
     later = [step for step in list_steps(folder) if step > after]
-    runtime.barrier()
     if runtime.is_main and later:
         moment = time.strftime("%Y%m%d-%H%M%S")
         names = (f"{folder.name}{ASIDE}{moment}-{n}" for n in itertools.count(1))
@@ -109,6 +115,42 @@ def set_aside(folder: Path, runtime: Runtime, after: int = -1) -> None:
         what = "an older model has" if after == -1 else f"steps {', '.join(map(str, later))} were made with"
         runtime.print(f"{what} the tag {folder.name}: moved to {aside}")
     runtime.barrier()
+
+
+def lock_file(folder: Path) -> Path:
+    """Locked by the process that trains the model of a folder."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def claim(folder: Path) -> str | None:
+    """Take a model for this process until it ends, in whatever way; or say who has it. A lock of the system, which
+    goes with the process: nothing is left behind by a kill."""
+    path, here = lock_file(folder), platform.node()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # never closed: that would give the lock back
+    deadline = time.monotonic() + SECONDS_TO_END
+    while not locked(descriptor):
+        host, _, pid = os.pread(descriptor, 200, 0).decode(errors="replace").partition(" ")
+        if time.monotonic() > deadline and host == here:
+            return f"process {pid} is training {folder.name} already: wait for it, stop it, or take another --model-tag"
+        if time.monotonic() > deadline:  # on some network file systems the lock of a dead node lives on
+            print(f"{host} was training {folder.name} and is taken for dead; if it is not, stop it now", flush=True)
+            return None
+        time.sleep(0.2)
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{here} {os.getpid()}".encode(), 0)
+    return None
+
+
+def locked(descriptor: int) -> bool:
+    """Whether this process now has the lock of an open file; where the file system has no locks, too."""
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        print(f"no locks here ({error}): see to it that no two processes train the same model", flush=True)
+    return True
 
 
 def _depth(tag: str) -> int:

@@ -3,7 +3,7 @@
 The method is the second of arXiv 2203.15556. At each budget a parabola is laid through the bits per byte over the
 logarithm of the parameters; its lowest point is the best size N*, the tokens there are D*. Straight lines through the
 logarithms of N* and D* over that of the budget C are the laws N* ~ C^a and D* ~ C^b. Intervals hold 95 %, and come of
-drawing the noise of the runs anew.
+drawing the scatter of the runs about the parabolas anew: noise, and what a parabola does not follow.
 
 N parameters, D tokens, C FLOPs. Pure functions.
 """
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DRAWS = 4000
+LARGEST = 300  # exponent of ten that is told
 MOST_LOST = 0.025  # share of draws without a lowest point, up to which there is an interval
 # Student's t that leaves 2.5 % on each side, by degrees of freedom from 1 on
 T_975 = (
@@ -27,11 +28,10 @@ T_975 = (
 class Point:
     """One run at a budget."""
 
-    budget: float  # FLOPs asked for
+    budget: float  # FLOPs
     depth: int
     params: float
     tokens: float
-    flops: float
     bpb: float
 
 
@@ -43,25 +43,26 @@ def fit(points: list[Point], at: tuple[float, ...] = (), seed: int = 0) -> dict:
     """What the points say of the best size. at: budgets to tell of beyond those that were run. Raises ValueError when
     there is nothing to fit.
 
-    Values are {"value", "low", "high"}; without a measure of the noise, low and high are None. A budget whose lowest
+    Values are {"value", "low", "high"}; without a measure of the scatter, low and high are None. A budget whose lowest
     point was not run round has a "problem" and does not go into the laws.
     """
     groups = defaultdict(list)
     for point in points:
         groups[point.budget].append(point)
     curves = [Curve(budget, sorted(groups[budget], key=lambda point: point.params)) for budget in sorted(groups)]
-    noise = noise_of(curves)
+    scatter = scatter_of(curves)
     rng = np.random.default_rng(seed)
     scale = None
-    if noise["sigma"] is not None:  # that sigma itself is known from a few runs only, makes the tails heavy
-        scale = noise["sigma"] * np.sqrt(noise["freedom"] / rng.chisquare(noise["freedom"], DRAWS))
+    if scatter["sigma"] is not None:  # that sigma itself is known from a few runs only, makes the tails heavy
+        scale = scatter["sigma"] * np.sqrt(scatter["freedom"] / rng.chisquare(scatter["freedom"], DRAWS))
     for curve in curves:
         if not curve.problem:
             curve.draw(scale, rng)
     good = [curve for curve in curves if not curve.problem]
-    if not good:
-        raise ValueError("no budget has a best size:\n" + "\n".join(f"  {c.budget:.3g}: {c.problem}" for c in curves))
-    found = {"noise": noise, "budgets": [curve.as_dict() for curve in curves], "laws": None, "predictions": []}
+    if len(good) < (2 if at else 1):
+        needed = "two budgets with a best size are needed to tell of others" if at else "no budget has a best size"
+        raise ValueError(f"{needed}:\n" + "\n".join(f"  {c.budget:.3g}: {c.problem or 'it has one'}" for c in curves))
+    found = {"scatter": scatter, "budgets": [curve.as_dict() for curve in curves], "laws": None, "predictions": []}
     if len(good) > 1:
         log_c = np.log10([curve.budget for curve in good])
         laws = {name: line(log_c, np.array([getattr(c, name) for c in good])) for name in ("params", "tokens")}
@@ -90,7 +91,7 @@ class Curve:
             self.problem = f"{self.sizes} sizes, three are needed"
             return
         self.parabola = np.polyfit(self.x, self.y, 2)
-        self.tokens_line = np.polyfit(self.x, np.log10([point.tokens for point in points]), 2)
+        self.tokens_curve = np.polyfit(self.x, np.log10([point.tokens for point in points]), 2)
         self.params, self.tokens, self.bpb = (float(value) for value in self.lowest(self.parabola))
         low, high = points[0], points[-1]
         if math.isnan(self.params) or not self.x[0] < self.params < self.x[-1]:
@@ -104,10 +105,10 @@ class Curve:
         bend, slope, height = parabola
         bend = np.where(bend > 0, bend, np.nan)
         x = -slope / (2 * bend)
-        return x, np.polyval(self.tokens_line, x), height - slope**2 / (4 * bend)
+        return x, np.polyval(self.tokens_curve, x), height - slope**2 / (4 * bend)
 
     def draw(self, scale, rng) -> None:
-        """scale: (draws,) of the noise. The lowest points of as many parabolas through runs with other noise."""
+        """scale: (draws,) of the scatter. The lowest points of as many parabolas, through runs that scatter anew."""
         if scale is None:
             return
         fitted = np.polyval(self.parabola, self.x)
@@ -130,28 +131,16 @@ class Curve:
         return found
 
 
-def noise_of(curves: list[Curve]) -> dict:
-    """Standard deviation of a run's bits per byte: of runs that differ by the seed alone, or else of what the parabolas
-    leave over."""
-    seeds = [
-        np.array([p.bpb for p in c.points if p.params == size])
-        for c in curves
-        for size in sorted({q.params for q in c.points})
-    ]
-    freedom = sum(len(values) - 1 for values in seeds)
-    if freedom:
-        squares = sum(float(((values - values.mean()) ** 2).sum()) for values in seeds)
-        return {"sigma": math.sqrt(squares / freedom), "freedom": freedom, "from": "seeds"}
+def scatter_of(curves: list[Curve]) -> dict:
+    """Standard deviation of the runs about the parabolas, in bits per byte. same_way: whether they lie above and below
+    them in the same places at every budget, so that it is the parabola that is wrong rather than the runs."""
     bent = [curve for curve in curves if curve.parabola is not None]
-    freedom = sum(len(curve.points) - 3 for curve in bent)
-    if freedom > 0:
-        squares = sum(float(((np.polyval(c.parabola, c.x) - c.y) ** 2).sum()) for c in bent)
-        return {
-            "sigma": math.sqrt(squares / freedom),
-            "freedom": freedom,
-            "from": "the distance of the runs from the parabolas",
-        }
-    return {"sigma": None, "freedom": 0, "from": "nothing: run four sizes at a budget, or several seeds"}
+    left = [curve.y - np.polyval(curve.parabola, curve.x) for curve in bent]
+    freedom = sum(len(curve.y) - 3 for curve in bent)
+    signs = {tuple(np.sign(rest)) for rest in left}
+    same_way = len(bent) > 1 and len(signs) == 1 and len(next(iter(signs))) > 3
+    sigma = math.sqrt(sum(float((rest**2).sum()) for rest in left) / freedom) if freedom else None
+    return {"sigma": sigma, "freedom": freedom, "same_way": same_way}
 
 
 def line(x, ys):
@@ -183,12 +172,17 @@ def told_at(log_c: float, laws: dict, drawn: dict | None, depths) -> dict:
 
 
 def told(value: float, drawn=None, power: bool = False) -> dict:
-    """A value with its interval; power: all of them are exponents of ten."""
+    """A value with its interval; power: all of them are exponents of ten. Draws that have no value count as beyond its
+    ends, half of them at each."""
     low = high = None
-    if drawn is not None and np.isnan(drawn).mean() <= MOST_LOST:
-        low, high = (float(bound) for bound in np.nanpercentile(drawn, (2.5, 97.5)))
-    number = (lambda x: None if x is None else 10.0**x) if power else (lambda x: x)
-    return {"value": number(float(value)), "low": number(low), "high": number(high)}
+    lost = 1.0 if drawn is None else float(np.isnan(drawn).mean())
+    if lost <= MOST_LOST:
+        tail = 100 * (0.025 - lost / 2) / (1 - lost)
+        low, high = (float(bound) for bound in np.nanpercentile(drawn, (tail, 100 - tail)))
+    values = [float(value), low, high]
+    if power:
+        values = [x if x is None else 10.0 ** min(x, LARGEST) for x in values]
+    return dict(zip(("value", "low", "high"), values, strict=True))
 
 
 # -- a series: one run of each depth
@@ -223,7 +217,8 @@ def predicted(found: dict, x: float) -> dict:
 
 
 def with_floor(flops, bpb) -> dict | None:
-    """bpb = floor + A C^-alpha, by least squares; None with fewer than four points, or where the runs show no floor."""
+    """bpb = floor + A C^-alpha, by least squares; None with fewer than four points. The floor is 0 or more, and near 0
+    where the runs show none."""
     x, y = np.log(np.asarray(flops, float)), np.asarray(bpb, float)
     if len(x) < 4:
         return None

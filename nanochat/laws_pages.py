@@ -43,28 +43,39 @@ def laws_page(name: str, found: dict, what: str) -> tuple[Page, list[Panel]]:
         "bits per byte",
         "",
     ]
-    noise = found["noise"]
-    sigma = noise["sigma"] and Number(noise["sigma"], number(noise["sigma"]), source("fit", "noise", "sigma"))
-    blocks = [
-        Table(header, rows),
-        Paragraph(("Noise of a run, in bits per byte: ", sigma, f", from {noise['from']}."), True),
-    ]
+    blocks = [Table(header, rows), *scatter_told(found["scatter"]), *(Paragraph((note,)) for note in found["notes"])]
     sections = [Section("By budget", blocks), Section("Charts", [Side([panel.chart() for panel in panels])])]
     summary: Words = (f"The best size at {len(good)} of {len(found['budgets'])} budgets.",)
     if found["laws"]:
         sections.insert(1, Section("Laws", [laws_table(found), *predictions(found, what)]))
-        best, laws = found["ratio"], found["laws"]
-        summary = (
-            "Best at ", Number(best["value"], ratio(best["value"]), source("fit", "ratio", "value")),
-            f" tokens per parameter (95 %: {between(best, ratio)}); the best size grows with FLOPs to the power of ",
-            Number(laws["params"]["exponent"]["value"], exponent(laws["params"]["exponent"]["value"]),
-                   source("fit", "laws", "params", "exponent", "value")),
-            f" ({between(laws['params']['exponent'], exponent)}), its tokens to that of ",
-            Number(laws["tokens"]["exponent"]["value"], exponent(laws["tokens"]["exponent"]["value"]),
-                   source("fit", "laws", "tokens", "exponent", "value")),
-            f" ({between(laws['tokens']['exponent'], exponent)}).",
-        )  # fmt: skip
+        summary = laws_summary(found["ratio"], found["laws"])
     return Page(f"Scaling laws: {name}", summary, sections), panels
+
+
+def laws_summary(best: dict, laws: dict) -> Words:
+    def told(key: str) -> list:
+        power = laws[key]["exponent"]
+        value = Number(power["value"], exponent(power["value"]), source("fit", "laws", key, "exponent", "value"))
+        return [value, f" ({between(power, exponent)})"]
+
+    tokens = Number(best["value"], ratio(best["value"]), source("fit", "ratio", "value"))
+    where = (
+        f" tokens per parameter at {flops(best['budget'])} FLOPs (95 %: {between(best, ratio)}); the best size grows"
+    )
+    powers = [" with FLOPs to the power of ", *told("params"), ", its tokens to that of ", *told("tokens"), "."]
+    return "Best at ", tokens, where, *powers
+
+
+def scatter_told(scatter: dict) -> list:
+    """What the intervals are made of."""
+    if scatter["sigma"] is None:
+        return [Paragraph(("No intervals: they need four sizes at a budget, or several seeds.",), True)]
+    sigma = Number(scatter["sigma"], number(scatter["sigma"]), source("fit", "scatter", "sigma"))
+    told = [Paragraph(("The runs lie about the parabolas by ", sigma, " bits per byte (standard deviation)."), True)]
+    if scatter["same_way"]:
+        same = "They do so in the same places at every budget: it is mostly that a parabola is not the whole truth."
+        told.append(Paragraph((same,), True))
+    return told
 
 
 def bowls(budgets: list[dict]) -> Panel:
@@ -94,7 +105,7 @@ def law_panel(title: str, key: str, label: str, found: dict, good: list) -> Pane
     budgets = [curve["budget"] for _, curve in good]
     values = [curve[key] for _, curve in good]
     dots = Line(
-        "runs", budgets, [value["value"] for value in values], "c1", source("fit", "budgets", key), joined=False
+        "best", budgets, [value["value"] for value in values], "c1", source("fit", "budgets", key), joined=False
     )
     dots.spans = spans(values)
     law = found["laws"][key]
@@ -148,7 +159,12 @@ def series_page(name: str, found: dict) -> tuple[Page, list[Panel]]:
         by_bpb = sorted(tested, key=lambda run: run["val_bpb"])
         panels.append(
             core_panel(
-                "CORE by bits per byte", by_bpb, "val_bpb", Axis("bits per byte", tick), found["core_by_bpb"], float
+                "CORE by bits per byte",
+                by_bpb,
+                "val_bpb",
+                Axis("bits per byte", tick, zero=False),
+                found["core_by_bpb"],
+                float,
             )
         )
     rows = []
@@ -162,18 +178,35 @@ def series_page(name: str, found: dict) -> tuple[Page, list[Panel]]:
         rows.append([run["tag"], *cells])
     header = ["run", "depth", "parameters", "tokens", "FLOPs", "bits per byte", "CORE", "time of training"]
     sections = [Section("Runs", [Table(header, rows)]), Section("Charts", [Side([panel.chart() for panel in panels])])]
-    told = []
-    for i, one in enumerate(found["predictions"]):
-        value = one["value"]
-        words = (f"{one['what']}: ", Number(value, one["shown"], source("series", "predictions", i, "value")))
-        told.append(Paragraph((*words, f" ({one['range']}).")))
-    if told:
-        far = Paragraph(
-            ("Straight lines drawn on beyond what was run; the intervals know of the runs' noise alone.",), True
-        )
-        sections.insert(1, Section("Drawn on", [*told, far]))
+    if told := [drawn_on(i, one) for i, one in enumerate(found["predictions"])]:
+        far = "Lines drawn on beyond what was run; the intervals know of the runs' scatter about them alone."
+        sections.insert(1, Section("Drawn on", [*told, Paragraph((far,), True)]))
+    if found["notes"]:
+        sections.append(Section("To know", [Paragraph((note,)) for note in found["notes"]]))
     summary = (f"{len(runs)} runs, depth {runs[0]['depth']} to {runs[-1]['depth']}.",)
     return Page(f"A series of depths: {name}", summary, sections), panels
+
+
+def drawn_on(i: int, one: dict) -> Paragraph:
+    """A prediction: of bits per byte, of CORE, or of the FLOPs that a CORE takes."""
+
+    def told(key: str, show) -> Number:
+        return Number(one[key], show(one[key]), source("series", "predictions", i, key))
+
+    if one["of"] == "flops":
+        if one["flops"] is None:
+            return Paragraph((f"FLOPs to a CORE of {one['core']}: not in sight of these runs.",))
+        words = (
+            f"FLOPs to a CORE of {one['core']}: ",
+            told("flops", flops),
+            ", about depth ",
+            told("depth", ratio),
+            ".",
+        )
+        return Paragraph(words)
+    what = {"bpb": "Bits per byte", "core": "CORE"}[one["of"]]
+    between = "" if one["low"] is None else f" (95 %: {one['low']:.3f} to {one['high']:.3f})"
+    return Paragraph((f"{what} at {flops(one['at'])} FLOPs: ", told("value", number), f"{between}."))
 
 
 def core_panel(title: str, runs: list[dict], key: str, x_axis: Axis, fitted: dict | None, place) -> Panel:
@@ -185,8 +218,8 @@ def core_panel(title: str, runs: list[dict], key: str, x_axis: Axis, fitted: dic
         ys = [fitted["slope"] * place(float(x)) + fitted["height"] for x in line]
         lines.append(Line("fitted", [*map(float, line)], ys, "c3", source("series", "core"), fitted=True))
         legend.append(("c3", (f"straight line, R² {fitted['r2']:.3f}",)))
-    for name, core in GPT2_CORE.items():
+    for colour, (name, core) in zip(("c4", "c5", "c2", "c6"), GPT2_CORE.items(), strict=True):
         if min(run["core"] for run in runs) - 0.05 < core < max(run["core"] for run in runs) + 0.05:
-            lines.append(Line(name, [xs[0], xs[-1]], [core, core], "c4", "core_references", fitted=True))
-            legend.append(("c4", (f"{name}: {core:.4f}",)))
+            lines.append(Line(name, [xs[0], xs[-1]], [core, core], colour, "core_references", fitted=True))
+            legend.append((colour, (f"{name}: {core:.4f}",)))
     return Panel(title, lines, x_axis, Axis("CORE", tick), legend)

@@ -5,25 +5,29 @@ from nanochat.report_charts import Axis, Line, tick
 from nanochat.report_compare import PALETTE
 from nanochat.report_pages import Number, Page, Paragraph, Section, Side, Table
 from nanochat.report_run import source
-from nanochat.research_pages import Panel, spans
+from nanochat.research_pages import Panel, size, spans
 from nanochat.results import duration
+
+NAMES = {"steps": "steps", "tokens": "tokens", "flops": "FLOPs", "time": "time"}
 
 
 def pairs_page(name: str, found: list[dict], arms: list[Arm], notes: list[str]) -> tuple[Page, list[Panel]]:
     """found: pairs.against of every arm but the first."""
-    sections, panels = [], []
+    sections = []
     for i, one in enumerate(found):
-        rows = [
-            [key, *pair_cells(one[key], "compare", "arms", i, key)]
-            for key in ("at the end", *(f"equal {a}" for a in ALONG))
-        ]
+        rows = [["at the end", *cells(one["at_end"], i, "at_end"), "each at its own"]]
+        for along in ALONG:
+            key = f"equal_{along}"
+            rows.append([f"equal {NAMES[along]}", *cells(one[key], i, key), where(one[key], along)])
         header = ["", one["against"], one["arm"], "difference", "95 %", "", "where"]
-        note = Paragraph((f"{len(one['seeds'])} pairs, seeds {', '.join(map(str, one['seeds']))}.",), True)
-        sections.append(Section(f"{one['arm']} against {one['against']}", [Table(header, rows), note], one["arm"]))
-    panels.append(arm_panel(arms))
-    panels += difference_panels(arms)
-    blocks: list = [Side([panel.chart() for panel in panels])]
-    sections.append(Section("Charts", blocks))
+        told = [Paragraph((f"{len(one['seeds'])} pairs, seeds {', '.join(map(str, one['seeds']))}.",), True)]
+        if one["pace"]:
+            told.append(Paragraph((speed(one["pace"]),), True))
+        sections.append(Section(f"{one['arm']} against {one['against']}", [Table(header, rows), *told], one["arm"]))
+    panels = [arm_panel(arms), *difference_panels(arms, found)]
+    sections.append(Section("Charts", [Side([panel.chart() for panel in panels])]))
+    if len(found) > 1:
+        notes = [*notes, "Each of the arms has 5 % of its own to be taken for better or worse by chance."]
     if notes:
         sections.append(Section("To know", [Paragraph((note,)) for note in notes]))
     summary = tuple(f"{one['arm']}: {headline(one)}. " for one in found)
@@ -31,32 +35,39 @@ def pairs_page(name: str, found: list[dict], arms: list[Arm], notes: list[str]) 
 
 
 def headline(found: dict) -> str:
-    end = found["at the end"]
+    end = found["at_end"]
     wide = "" if end["error"] is None else f" ± {(end['high'] - end['low']) / 2:.4f}"
+    first, other = end["flops"]
+    work = "" if 0.99 < other / first < 1.01 else f" with {other / first:.2g} times the FLOPs"
     return (
-        f"{verdict(end)} at the end ({end['difference']:+.4f}{wide} bits per byte); "
-        f"at equal time: {verdict(found['equal time'])}"
+        f"{verdict(end)} at the end{work} ({end['difference']:+.4f}{wide} bits per byte); "
+        f"at equal FLOPs: {verdict(found['equal_flops'])}; at equal time: {verdict(found['equal_time'])}"
     )
 
 
-def pair_cells(found: dict, *place) -> list:
+def speed(pace: dict) -> str:
+    (a, b), (c, d) = ([f"{1000 * seconds:.3g}" for seconds in one] for one in pace["ranges"])
+    same = "; they overlap, and count as equally fast" if pace["same"] else ""
+    return f"Milliseconds a step, medians of the runs: {a} to {b} against {c} to {d}{same}."
+
+
+def cells(found: dict, i: int, key: str) -> list:
     if "why_not" in found:
-        return [None, None, None, None, found["why_not"], None]
-    values = [
-        Number(found[key], f"{found[key]:+.4f}" if key == "difference" else f"{found[key]:.4f}", source(*place, key))
-        for key in ("first", "other", "difference")
-    ]
+        return [None, None, None, None, found["why_not"]]
+    values = []
+    for name in ("first", "other", "difference"):
+        text = f"{found[name]:+.4f}" if name == "difference" else f"{found[name]:.4f}"
+        values.append(Number(found[name], text, source("compare", "arms", i, key, name)))
     wide = None if found["error"] is None else f"{found['low']:+.4f} to {found['high']:+.4f}"
-    return [*values, wide, verdict(found), where(found, place[-1])]
+    return [*values, wide, verdict(found)]
 
 
-def where(found: dict, key: str) -> str:
+def where(found: dict, along: str) -> str:
     """At which place, and of which run it is not the end."""
     if "place" not in found:
-        return "each at its own"
-    along = key.removeprefix("equal ")
-    text = duration(found["place"]) if along == "time" else f"{tick(found['place'])} {along}"
-    for share, whose in ((found["share_of_first"], "first"), (found["share_of_other"], "other")):
+        return ""
+    text = duration(found["place"]) if along == "time" else f"{size(found['place'])} {NAMES[along]}"
+    for share, whose in zip(found["shares"], ("first", "other"), strict=True):
         if share < 0.99:
             text += f", {share:.0%} of the {whose}'s way"
     return text
@@ -68,29 +79,28 @@ def arm_panel(arms: list[Arm]) -> Panel:
         colour = PALETTE[i % len(PALETTE)]
         legend.append((colour, (arm.name,)))
         for run in arm.runs.values():
-            points = run.curve[1:]
+            tokens = [steps * run.a_step["tokens"] for steps, _ in run.curve[1:]]
             where = source(run.tag, "base_train.jsonl", "val/bpb")
-            lines.append(Line(run.tag, [p["tokens"] for p in points], [p["bpb"] for p in points], colour, where))
+            lines.append(Line(run.tag, tokens, [bpb for _, bpb in run.curve[1:]], colour, where))
     return Panel("Bits per byte", lines, Axis("tokens", tick), Axis("bits per byte", tick), legend)
 
 
-def difference_panels(arms: list[Arm]) -> list[Panel]:
+def difference_panels(arms: list[Arm], found: list[dict]) -> list[Panel]:
     panels = []
     for along in ("tokens", "time"):
         lines, legend = [], []
-        for i, arm in enumerate(arms[1:], 1):
-            curve = difference_curve(arms[0], arm, along)
+        for i, (arm, one) in enumerate(zip(arms[1:], found, strict=True), 1):
+            curve = difference_curve(arms[0], arm, along, one["pace"])
             if not curve:
                 continue
-            xs, colour = [point[along] for point in curve], PALETTE[i % len(PALETTE)]
-            bars = spans(curve)
-            lines.append(Line(arm.name, xs, [p["difference"] for p in curve], colour, "compare", spans=bars))
+            colour, bars = PALETTE[i % len(PALETTE)], spans([told for _, told in curve])
+            ys = [told["difference"] for _, told in curve]
+            lines.append(Line(arm.name, [place for place, _ in curve], ys, colour, "compare", spans=bars))
             legend.append((colour, (f"{arm.name}{', 95 %' if bars else ''}",)))
         if lines:
             ends = [min(line.xs[0] for line in lines), max(line.xs[-1] for line in lines)]
-            lines.append(Line(f"{arms[0].name}", ends, [0.0, 0.0], PALETTE[0], "", fitted=True))
+            lines.append(Line(arms[0].name, ends, [0.0, 0.0], PALETTE[0], "", fitted=True))
             axis = Axis(along, duration if along == "time" else tick)
-            panels.append(
-                Panel(f"Difference to {arms[0].name}, by {along}", lines, axis, Axis("bits per byte", tick), legend)
-            )
+            title = f"Difference to {arms[0].name}, by {along}"
+            panels.append(Panel(title, lines, axis, Axis("bits per byte", tick), legend))
     return panels

@@ -116,7 +116,10 @@ def import_run(
     same name and step. Each checkpoint is complete or not there at all. Raises PublicRunError; without force, nothing
     that was here before is ever changed. OSError where the disk is full.
     """
-    root = Path(root)
+    root = Path(root).expanduser()
+    for name in (new_tag, tokenizer_name):
+        if name is not None and not re.fullmatch(r"\w[\w.-]*", name):
+            raise PublicRunError(f"a model or a tokenizer is named by letters, digits and . _ -; got {name!r}")
     chosen = choose(root, tag, step, stages)
     tokenizer = read_tokenizer(root / "tokenizer" / "tokenizer.pkl")
     tokenizer_name = tokenizer_name or f"{CORPUS}-{tokenizer.vocab_size}"
@@ -170,8 +173,8 @@ def _keep_tokenizer(tokenizer: Tokenizer, name: str) -> None:
 def _put_in_place(partial: Path, folder: Path) -> Path:
     """The complete folder gets its name; one that had it goes away only then."""
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     partial.rename(folder)
     shutil.rmtree(old, ignore_errors=True)

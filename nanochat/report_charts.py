@@ -34,11 +34,13 @@ class Line:
 
 @dataclass
 class Axis:
-    """label: at its end. show: how its marks and the points are written. log: by factors, for values above 0."""
+    """label: at its end. show: how its marks and the points are written. log: by factors, for values above 0. zero: a
+    horizontal one begins at 0 or before."""
 
     label: str
     show: Callable[[float], str]
     log: bool = False
+    zero: bool = True
 
     def place(self, value: float) -> float:
         return math.log10(value) if self.log else value
@@ -73,10 +75,10 @@ def curves(
     top = TOP + (SECOND_AXIS if above else 0)
     width, height = WIDTH - LEFT - RIGHT, HEIGHT - BOTTOM - top
     x_low, x_high = min(line.xs[0] for line in lines), max(line.xs[-1] for line in lines)
-    if x_axis.log:
-        x_low, x_high = x_low - 0.04 * (x_high - x_low), x_high + 0.04 * (x_high - x_low)
-    else:
+    if x_axis.zero and not x_axis.log:
         x_low = min(0, x_low)
+    else:
+        x_low, x_high = x_low - 0.04 * (x_high - x_low), x_high + 0.04 * (x_high - x_low)
     y_low, y_high = y_range(lines, from_zero, EARLY if clip else 0)
 
     def x_of(x):
@@ -167,8 +169,8 @@ def powers(low: float, high: float) -> list[float]:
         places = [whole + math.log10(step) for whole in wholes for step in steps]
         inside = [place for place in places if low <= place <= high]
         if len(inside) >= 3:
-            break
-    return inside
+            return inside
+    return [math.log10(value) for value in ticks(10**low, 10**high, 4)]  # less than a factor of two or so
 
 
 def thinned(xs: list[float], ys: list[float], most: int) -> list[tuple[float, float]]:

@@ -5,7 +5,9 @@ sweeps/<name>/sweep.json, with a digest of each run. Nothing reads a log.
 """
 
 import fcntl
+import hashlib
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -16,15 +18,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat import paths, results, terminal
-from nanochat.runtime import kill_family
+from nanochat import checkpoint, paths, results, terminal
+from nanochat.pairs import BESIDE
+from nanochat.runtime import git_commit, kill_family
 
 CODE = Path(__file__).resolve().parent.parent
 LETTERS = {"depth": "d", "target-flops": "f", "target-param-data-ratio": "r", "seed": "s", "num-iterations": "n"}
 ALWAYS = ("--resume", "--save-minutes=5", "--keep=1")  # a run that is killed loses five minutes
-WRONG_FLAGS = 2  # argparse's exit code
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-LIKELY_ALL = 2  # runs in a row that fail before their first step: the others would, too
+OWN = ("model-tag", "resume", "resume-from-step", "stop-after")  # flags that only the sweep gives
+MAY_CHANGE = {*BESIDE, "device_batch_size", "compile"} - {"seed"}  # when a run is gone on with
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# torchrun's own settings: SIGUSR1 goes on to the ranks, too, and they have a minute to save
+TORCHRUN = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "PET_SHUTDOWN_TIMEOUT": "60"}
+CHECK = "import json, sys; from scripts.base_train import parse_args; [parse_args(f) for f in json.load(sys.stdin)]"
+LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -42,25 +49,40 @@ def parse_axes(texts: list[str]) -> dict[str, list[str]]:
     for text in texts:
         flag, equals, values = text.partition("=")
         flag, values = flag.strip().lstrip("-"), [value.strip() for value in values.split(",")]
-        if not flag or not equals or not all(values) or len(set(values)) < len(values) or flag in axes:
-            raise ValueError(f"{text!r}: expected a flag of base_train once, with its values, as in depth=12,14,16")
+        if not flag or not equals or not all(values):
+            raise ValueError(f"{text!r}: expected a flag of base_train with its values, as in depth=12,14,16")
+        if flag in axes or len(set(map(plain_value, values))) < len(values):
+            raise ValueError(f"{text!r}: a flag and each of its values are given once")
+        if flag in OWN:
+            raise ValueError(f"--{flag} is set by the sweep itself")
         axes[flag] = values
     return axes
+
+
+def seed_axis(count: int, axes: dict[str, list[str]]) -> dict[str, list[str]]:
+    """The axes with the seeds 1 to count before them: slowest, so that pairs are whole as early as can be."""
+    if "seed" in axes:
+        raise ValueError(f"seed={','.join(axes['seed'])}: give the seeds either so or by --seeds")
+    return {"seed": [str(seed) for seed in range(1, count + 1)], **axes}
 
 
 def plan_runs(name: str, axes: dict[str, list[str]], fixed: list[str]) -> list[Run]:
     """Every combination of the axes, the first one slowest. fixed: the flags that all runs have."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"a sweep's name is of letters, digits, '.', '_' and '-'; got {name!r}")
-    for flag in fixed:
-        if flag.split("=")[0] in ("--model-tag", "--resume", "--resume-from-step", *(f"--{axis}" for axis in axes)):
-            raise ValueError(f"{flag} is set by the sweep itself")
+    for flag in as_dict(fixed):
+        if flag.replace("_", "-") in (*OWN, *axes):
+            raise ValueError(f"--{flag.replace('_', '-')} is set by the sweep itself")
     runs = []
     for values in itertools.product(*axes.values()):
         choice = dict(zip(axes, values, strict=True))
         tag = "-".join([name, *(tag_part(flag, value) for flag, value in choice.items())])
         own = [flag_of(flag, value) for flag, value in choice.items()]
         runs.append(Run(tag, choice, [*ALWAYS, *fixed, *filter(None, own), f"--model-tag={tag}"]))
+    if len({run.tag for run in runs}) < len(runs):
+        raise ValueError(
+            "two of the runs would have the same name: write their values in letters and digits that differ"
+        )
     return runs
 
 
@@ -73,6 +95,27 @@ def flag_of(flag: str, value: str) -> str:
     return {"on": f"--{flag}", "off": ""}.get(value, f"--{flag}={value}")
 
 
+def plain_value(text: str):
+    """1e18 and 1000000000000000000 are one number."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def as_dict(flags: list[str]) -> dict:
+    """["--depth=12", "--seed", "3", "--fp8"] -> {"depth": 12, "seed": 3, "fp8": True}; the last of a flag counts."""
+    found, last = {}, None
+    for word in flags:
+        if word.startswith("--"):
+            last, equals, value = word[2:].partition("=")
+            last = last.replace("-", "_")
+            found[last] = plain_value(value) if equals else True
+        elif last:
+            found[last] = plain_value(word)
+    return found
+
+
 def command(run: Run, nproc: int) -> list[str]:
     """nproc: processes under torchrun; 1: one process without it."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"] if nproc > 1 else []
@@ -83,6 +126,11 @@ def shown(run: Run, nproc: int) -> str:
     return shlex.join(["python", *command(run, nproc)[1:]])
 
 
+def processes_for(gpus: int) -> int:
+    """As speedrun.sh does: the largest power of two, which divides the rows of a step."""
+    return 1 << (gpus.bit_length() - 1) if gpus else 1
+
+
 # -- what is there
 
 
@@ -90,20 +138,35 @@ def sweep_file(name: str) -> Path:
     return paths.sweep_dir(name) / "sweep.json"
 
 
+def read_sweep(name: str) -> dict | None:
+    """sweep.json, or None where there is none. Raises ValueError when it cannot be read."""
+    try:
+        return results.read_json(sweep_file(name))
+    except ValueError as error:
+        raise ValueError(f"{sweep_file(name)} is damaged ({error}): delete it; what is done is found again") from error
+
+
+def is_whole(found: dict | None) -> bool:
+    """Whether the JSON is of a run that came to its end; --stop-after leaves one, too."""
+    return found is not None and found["final"]["step"] >= found["plan"]["num_iterations"]
+
+
 def finished(run: Run) -> dict | None:
     """The JSON of a run that has come to its end with these flags, or None. Raises ValueError when it had others."""
     found = results.read(run.tag, "base_train")
-    if found is None or found["final"]["step"] < found["plan"]["num_iterations"]:
+    if not is_whole(found):
         return None
-    flags = shlex.split(found["command"])[3:]  # python -m scripts.base_train
-    check_flags(run, flags)
+    check_flags(run, shlex.split(found["command"])[3:])  # python -m scripts.base_train
     return found
 
 
 def check_flags(run: Run, flags: list[str]) -> None:
-    if differing := sorted(set(flags) ^ set(run.flags)):
+    before, now = as_dict(flags), as_dict(run.flags)
+    differing = sorted(f for f in before.keys() | now.keys() if before.get(f) != now.get(f) and f not in MAY_CHANGE)
+    if differing:
+        said = ", ".join(f"--{flag.replace('_', '-')}: {before.get(flag)}, now {now.get(flag)}" for flag in differing)
         raise ValueError(
-            f"{run.tag} has run with other flags ({' '.join(differing)}): give the sweep another name, "
+            f"{run.tag} has run with other flags ({said}): give the sweep another name (runs/*.sh: NAME=...), "
             f"or remove {paths.results_dir(run.tag)} and {paths.checkpoint_dir('base', run.tag)}"
         )
 
@@ -126,48 +189,44 @@ def digest(found: dict) -> dict:
     }
 
 
-def read_sweep(name: str) -> dict:
-    """sweep.json. Raises ValueError when there is none."""
-    found = results.read_json(sweep_file(name))
-    if found is None:
-        raise ValueError(
-            f"no sweep {name!r} ({sweep_file(name)} is not there); make it with: "
-            f"python -m scripts.sweep {name} --vary depth=12,14"
-        )
-    return found
-
-
-def tags_of(names: list[str]) -> tuple[str, list[str]]:
-    """A name for all of them together, and tags of finished runs: names are tags, or sweeps, which stand for theirs."""
-    tags = []
-    for name in names:
-        if sweep_file(name).exists():
-            tags += [entry["tag"] for entry in read_sweep(name)["runs"] if entry["status"] == "done"]
-        else:
-            tags.append(name)
-    return "-vs-".join(names)[:100], list(dict.fromkeys(tags))
-
-
 def finished_json(tag: str) -> dict:
-    """base_train.json of a run. Raises ValueError when there is none."""
+    """base_train.json of a run. Raises ValueError when there is none, or it is not of the run's end."""
     found = results.read(tag, "base_train")
     if found is None:
         have = sorted(path.parent.name for path in paths.results_dir("").glob("*/base_train.json"))
         raise ValueError(f"no finished run or sweep {tag!r}; there are: {', '.join(have) or 'none'}")
+    if not is_whole(found):
+        raise ValueError(
+            f"{tag} ended at step {found['final']['step']} of {found['plan']['num_iterations']}: --resume it"
+        )
     return found
 
 
-def collect(names: list[str]) -> tuple[str, list[dict]]:
-    """A name for all of them together, and the digest of each finished run, with its tag. Raises ValueError."""
-    name, tags = tags_of(names)
-    return name, [{"tag": tag, **digest(finished_json(tag))} for tag in tags]
+def tags_of(names: list[str]) -> tuple[str, dict[str, str]]:
+    """A name for all of them together, and the tags of finished runs with the name that each came by. names are tags,
+    or sweeps, which stand for their finished runs; which of these are missing is printed."""
+    tags = {}
+    for name in names:
+        sweep = read_sweep(name)
+        if sweep is None:
+            tags.setdefault(name, name)
+            continue
+        entries = [entry["tag"] for entry in sweep["runs"]]
+        done = [tag for tag in entries if is_whole(results.read(tag, "base_train"))]
+        if missing := [tag for tag in entries if tag not in done]:
+            print(f"{name}: {len(done)} of {len(entries)} runs are done; left out: {', '.join(missing)}", flush=True)
+        tags |= {tag: name for tag in done if tag not in tags}
+    together = "-vs-".join(names)
+    if len(together) > LONGEST_NAME:
+        together = f"{together[:LONGEST_NAME]}-{hashlib.sha256(together.encode()).hexdigest()[:8]}"
+    return together, tags
 
 
 # -- the driver
 
 
 class Driver:
-    """Runs what is not done yet. Signals are passed on to the training, which saves; a second one kills it."""
+    """Runs what is not done yet. Signals are passed on to the training, which saves; a second Ctrl-C kills it."""
 
     def __init__(self, name: str, runs: list[Run], nproc: int = 1, drop_models: bool = False):
         """drop_models: a run's checkpoints go away once its numbers are in."""
@@ -177,98 +236,135 @@ class Driver:
         self.child: subprocess.Popen | None = None
         self.received = 0
 
+    def run(self) -> list[str]:
+        """Returns the tags of the runs that failed. SystemExit after a signal, or when base_train refuses the flags."""
+        check_with_base_train(self.runs)
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores SIGHUP
+        handlers = {number: signal.signal(number, self._pass_on) for number in heard}
+        try:
+            with open(self.file.with_name(".lock"), "w") as lock:
+                self._wait_for(lock, f"another sweep {self.name!r}")
+                self._read()
+                return self._run_all()
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
     def _read(self) -> None:
         """What was done before, by an earlier call with other values, too. Raises ValueError where flags differ."""
-        former = {entry["tag"]: entry for entry in (results.read_json(self.file) or {"runs": []})["runs"]}
+        former = {entry["tag"]: entry for entry in (read_sweep(self.name) or {"runs": []})["runs"]}
         self.entries = {tag: entry for tag, entry in former.items() if entry["status"] != "waiting"}
         for run in self.runs:
-            if run.tag in former and paths.results_dir(run.tag).exists():
+            begun = checkpoint.list_steps(paths.checkpoint_dir("base", run.tag))
+            if run.tag in former and (begun or paths.results_dir(run.tag).exists()):
                 check_flags(run, former[run.tag]["flags"])
+            done = finished(run)
+            if begun and not done and run.tag not in former:
+                raise ValueError(
+                    f"there is a model {run.tag} that this sweep has not begun: give the sweep another name, "
+                    f"or remove {paths.checkpoint_dir('base', run.tag)}"
+                )
             status = former.get(run.tag, {}).get("status", "waiting")
             self.entries[run.tag] = {"tag": run.tag, "choice": run.choice, "flags": run.flags}
-            self._note(run, "done" if finished(run) else "waiting" if status == "done" else status)
+            self._note(run, "done" if done else "waiting" if status == "done" else status)
 
     def _note(self, run: Run, status: str) -> None:
         found = finished(run) if status == "done" else None
         self.entries[run.tag] |= {"status": status, "result": found and digest(found)}
         paths.write_json(self.file, {"name": self.name, "nproc": self.nproc, "runs": list(self.entries.values())})
+        if found and self.drop_models:
+            shutil.rmtree(paths.checkpoint_dir("base", run.tag), ignore_errors=True)
 
-    def run(self) -> list[str]:
-        """Returns the tags of the runs that failed. SystemExit after a signal."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.file.with_name(".lock"), "w") as lock:
-            self._wait_for(lock)
-            self._read()
-            heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores SIGHUP
-            handlers = {number: signal.signal(number, self._pass_on) for number in heard}
-            try:
-                return self._run_all(lock)
-            finally:
-                for number, handler in handlers.items():
-                    signal.signal(number, handler)
-
-    def _run_all(self, lock) -> list[str]:
-        failed, began, work, unbegun = [], time.monotonic(), 0.0, 0
+    def _run_all(self) -> list[str]:
+        failed, spent, work = [], 0.0, 0.0
         todo = [run for run in self.runs if not finished(run)]
         print(f"sweep {self.name}: {len(self.runs)} runs, {len(self.runs) - len(todo)} of them done", flush=True)
+        self._tell_of_other_code()
         for place, run in enumerate(todo, 1):
             print(f"\n== {place} of {len(todo)}: {run.tag}\n$ {shown(run, self.nproc)}", flush=True)
-            self._note(run, "running")
-            started = time.time()
-            code = self._train(run, lock)
-            done = code == 0 and finished(run) is not None
-            trained = self._trained_since(run, started)
-            self._note(run, "done" if done else "stopped" if self.received else "failed" if trained else "waiting")
+            self._wait_for_training(run)
+            began = time.monotonic()
+            if not finished(run):  # by the training that was waited for
+                self._note(run, "running")
+                code = self._train(run)
+                self._wait_for_training(run)  # torchrun may be killed and leave its ranks
+            done = finished(run) is not None
+            self._note(run, "done" if done else "stopped" if self.received else "failed")
             if self.received:
                 name = signal.Signals(self.received).name
                 print(f"\n{name}: the sweep stopped at {run.tag}; the same command goes on", flush=True)
                 raise SystemExit(128 + self.received)
-            if code == WRONG_FLAGS:
-                raise SystemExit(f"{run.tag}: base_train does not take these flags; what it says stands above")
+            left = sum(map(effort, todo[place:]))
             if not done:
                 failed.append(run.tag)
-                unbegun = 0 if trained else unbegun + 1
-                if unbegun == LIKELY_ALL:
-                    raise SystemExit(f"{run.tag}, too, failed before its first step; what it says stands above")
-                print(f"{run.tag} failed (exit {code}); the others go on", flush=True)
-            elif self.drop_models:
-                shutil.rmtree(paths.checkpoint_dir("base", run.tag), ignore_errors=True)
-            work += effort(run)
-            left = (time.monotonic() - began) / work * sum(map(effort, todo[place:]))
+                print(f"{run.tag} failed (exit {code}){'; the others go on' if left else ''}", flush=True)
+                continue
+            spent, work = spent + time.monotonic() - began, work + effort(run)
             if left:
-                print(f"{place} of {len(todo)} done, about {results.duration(left)} left", flush=True)
+                told = results.duration(spent / work * left)
+                print(f"{place} of {len(todo)} done, about {told} left", flush=True)
         return failed
 
-    def _train(self, run: Run, lock) -> int:
-        # In a session of its own: Ctrl-C is for the driver, which passes one signal on. It inherits the lock, so that
-        # a training that outlives a killed driver keeps the next one waiting.
-        environment = paths.child_environment(paths.base_dir().absolute(), CODE)
-        how = dict(env=environment, pass_fds=(lock.fileno(),), start_new_session=True)
-        self.child = subprocess.Popen(command(run, self.nproc), **how)
-        if self.received:  # between two runs
+    def _tell_of_other_code(self) -> None:
+        made_by = {tag: results.read(tag, "base_train")["environment"].get("git_commit") for tag in self._done()}
+        others = sorted(str(commit) for commit in set(made_by.values()) - {git_commit()})
+        if others:
+            print(
+                f"done by other code ({', '.join(others)}; now {git_commit()}): "
+                "to run them again with this code take another name",
+                flush=True,
+            )
+
+    def _done(self) -> list[str]:
+        return [run.tag for run in self.runs if self.entries[run.tag]["status"] == "done"]
+
+    def _train(self, run: Run) -> int:
+        if self.received:  # while another training was waited for
+            return 0
+        # in a session of its own: Ctrl-C is for the driver, which passes one signal on
+        environment = TORCHRUN | paths.child_environment(paths.base_dir().absolute(), CODE)
+        self.child = subprocess.Popen(command(run, self.nproc), env=environment, start_new_session=True)
+        if self.received:  # in this moment
             self.child.terminate()
         return self.child.wait()
 
-    def _trained_since(self, run: Run, moment: float) -> bool:
-        log = paths.results_dir(run.tag) / "base_train.jsonl"
-        return log.exists() and log.stat().st_mtime >= moment
-
     def _pass_on(self, number, frame) -> None:
-        if self.received and self.child:
+        alive = self.child is not None and self.child.poll() is None
+        if alive and number == self.received == signal.SIGINT:
             kill_family(self.child.pid)
-        self.received = number
-        if self.child and self.child.poll() is None:
+        elif alive:
             self.child.terminate()
+        self.received = self.received or number
 
-    def _wait_for(self, lock) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"another sweep {self.name!r}, or a training that it left, is at work: waiting for it", flush=True)
+    def _wait_for_training(self, run: Run) -> None:
+        """Until nobody trains this run: a driver that was killed may have left it, or torchrun its ranks."""
+        path = checkpoint.lock_file(paths.checkpoint_dir("base", run.tag))
+        if path.exists():
+            with open(path, "r+") as lock:
+                self._wait_for(lock, f"a training of {run.tag} that was left behind", fcntl.lockf)
+
+    def _wait_for(self, lock, whose: str, take=fcntl.flock) -> None:
+        told = False
+        while not self.received:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except KeyboardInterrupt:
-                raise SystemExit(130) from None
+                take(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except (BlockingIOError, PermissionError):
+                if not told:
+                    print(f"{whose} is at work: waiting for it", flush=True)
+                told = True
+                time.sleep(0.5)
+        if take is fcntl.flock:
+            raise SystemExit(128 + self.received)
+
+
+def check_with_base_train(runs: list[Run]) -> None:
+    """That base_train takes the flags, before any run begins. SystemExit when it does not; it says why itself."""
+    how = dict(env=paths.child_environment(paths.base_dir().absolute(), CODE), text=True)
+    done = subprocess.run([sys.executable, "-c", CHECK], input=json.dumps([run.flags for run in runs]), **how)
+    if done.returncode:
+        raise SystemExit("base_train does not take these flags; what it says stands above")
 
 
 def effort(run: Run) -> float:
@@ -292,16 +388,7 @@ def told(entries: list[dict]) -> str:
             lines.append([entry["tag"], "", "", "", "", entry["status"], "", ""])
             continue
         bpb, core = found["val_bpb"], found["core"]
-        lines.append(
-            [
-                entry["tag"],
-                str(found["depth"]),
-                f"{found['total_params']:,}",
-                f"{found['tokens']:,}",
-                f"{found['flops']:.2e}",
-                "-" if bpb is None else f"{bpb:.4f}",
-                "-" if core is None else f"{core:.4f}",
-                results.duration(found["seconds"]),
-            ]
-        )
+        numbers = [f"{found['total_params']:,}", f"{found['tokens']:,}", f"{found['flops']:.2e}"]
+        scores = ["-" if bpb is None else f"{bpb:.4f}", "-" if core is None else f"{core:.4f}"]
+        lines.append([entry["tag"], str(found["depth"]), *numbers, *scores, results.duration(found["seconds"])])
     return terminal.aligned(lines)

@@ -216,7 +216,9 @@ def pretrain(args, machine):
             "plan": the_plan.as_dict(),
             "model": {"config": config.__dict__, "counts": counts},
             "tokenizer": tokenizer_name,
+            "vocabulary": tokenizer.fingerprint,
             "corpus": args.corpus,
+            "shards": len(files),
             "final": {
                 **summary(progress, the_plan.total_batch_size, the_plan.flops_per_token, machine),
                 "core_metric": progress.core,

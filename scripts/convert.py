@@ -49,7 +49,7 @@ def main(args):
 
 
 def take_in(args, machine) -> None:
-    if (args.path / "config.json").exists():
+    if (args.path.expanduser() / "config.json").exists():
         if args.tag or args.step is not None:
             raise ValueError(
                 f"{args.path} is an exported folder, which holds one model: --tag and --step are of public runs"

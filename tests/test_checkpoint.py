@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -262,10 +264,10 @@ def test_going_back_to_a_step_puts_the_later_ones_aside(capsys):
     folder = paths.checkpoint_dir("base", "d2")
     checkpoint.set_aside(folder, CPU, after=5)
     assert checkpoint.list_steps(folder) == [5]
-    (aside,) = (path for path in folder.parent.iterdir() if path != folder)
+    (aside,) = (path for path in folder.parent.iterdir() if path.is_dir() and path != folder)
     assert checkpoint.list_steps(aside) == [10, 15] and str(aside) in capsys.readouterr().out
     checkpoint.set_aside(folder, CPU, after=5)
-    assert len(list(folder.parent.iterdir())) == 2
+    assert len([path for path in folder.parent.iterdir() if path.is_dir()]) == 2
     assert checkpoint.find("base").parent == folder
 
 
@@ -344,3 +346,33 @@ def test_a_damaged_meta_names_the_file(text):
     path.write_text(text)
     with pytest.raises(CheckpointError, match="meta.json"):
         checkpoint.load_model("base", CPU)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from nanochat import checkpoint
+assert checkpoint.claim(Path(sys.argv[1])) is None
+print("mine", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_model_is_trained_by_one_process_at_a_time(base_dir, monkeypatch, capsys):
+    """Two of them would write into each other's files. The lock goes with the process, however it ends."""
+    monkeypatch.setattr(checkpoint, "SECONDS_TO_END", 0.3)
+    folder = paths.checkpoint_dir("base", "d2")
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "mine\n"
+        with pytest.raises(CheckpointError, match=f"process {holder.pid} is training d2 already.*another --model-tag"):
+            checkpoint.set_aside(folder, CPU)
+        with monkeypatch.context() as patch:  # a node that may be gone, on a file system that keeps its locks
+            patch.setattr(checkpoint.platform, "node", lambda: "another-node")
+            checkpoint.set_aside(folder, CPU)
+        assert "is taken for dead" in capsys.readouterr().out
+    finally:
+        holder.kill()
+        holder.wait()
+    checkpoint.set_aside(folder, CPU)
+    checkpoint.set_aside(folder, CPU)  # the same process may begin again

@@ -25,7 +25,7 @@ def points(noise=0.0, seed=0, budgets=BUDGETS, depths=DEPTHS, seeds=1):
             size = 5e4 * depth**3
             bpb = 0.9 - 0.04 * math.log10(budget / 1e18) + 0.1 * (math.log10(size) - math.log10(best_size(budget))) ** 2
             for _ in range(seeds):
-                run = laws.Point(budget, depth, size, budget / (6 * size), budget, bpb + noise * rng.standard_normal())
+                run = laws.Point(budget, depth, size, budget / (6 * size), bpb + noise * rng.standard_normal())
                 found.append(run)
     return found
 
@@ -59,15 +59,27 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     assert 68 <= held <= 80 and np.median(widths) < 0.4
 
 
-def test_noise_comes_of_the_seeds_where_there_are_some():
+def test_scatter_is_the_runs_distance_from_the_parabolas():
     found = laws.fit(points(noise=0.002, seeds=3))
-    assert found["noise"]["from"] == "seeds" and found["noise"]["freedom"] == 2 * len(BUDGETS) * len(DEPTHS)
-    assert found["noise"]["sigma"] == pytest.approx(0.002, rel=0.25)
+    assert found["scatter"]["freedom"] == len(BUDGETS) * (3 * len(DEPTHS) - 3)
+    assert found["scatter"]["sigma"] == pytest.approx(0.002, rel=0.25) and not found["scatter"]["same_way"]
 
 
-def test_without_a_measure_of_the_noise_there_are_no_intervals():
+def test_a_world_that_is_no_parabola_is_noticed_however_little_noise_there_is():
+    """A skewed curve: the runs lie about the parabolas in the same places, and the intervals are wide for it."""
+    skewed = [
+        laws.Point(
+            p.budget, p.depth, p.params, p.tokens, p.bpb + 0.05 * math.log10(p.params / best_size(p.budget)) ** 3
+        )
+        for p in points(depths=(8, 10, 13, 18), budgets=(2e18, 3e18))
+    ]
+    scatter = laws.fit(skewed)["scatter"]
+    assert scatter["same_way"] and scatter["sigma"] > 1e-4
+
+
+def test_without_a_measure_of_the_scatter_there_are_no_intervals():
     found = laws.fit(points(noise=0.001, depths=(8, 12, 18)))
-    assert found["noise"]["sigma"] is None and "four sizes" in found["noise"]["from"]
+    assert found["scatter"]["sigma"] is None
     assert exponents(found)[0]["low"] is None and exponents(found)[0]["value"] > 0
 
 
@@ -82,7 +94,7 @@ def test_a_best_size_that_was_not_run_round_is_named_and_left_out():
 
 
 def test_a_hill_has_no_best_size():
-    upside_down = [laws.Point(p.budget, p.depth, p.params, p.tokens, p.flops, -p.bpb) for p in points()]
+    upside_down = [laws.Point(p.budget, p.depth, p.params, p.tokens, -p.bpb) for p in points()]
     with pytest.raises(ValueError, match="no budget has a best size"):
         laws.fit(upside_down)
 
@@ -90,11 +102,21 @@ def test_a_hill_has_no_best_size():
 def test_one_budget_gives_a_best_size_and_no_law():
     found = laws.fit(points(budgets=(2e18,)))
     assert found["laws"] is None and found["budgets"][0]["params"]["value"] == pytest.approx(best_size(2e18), rel=1e-6)
+    with pytest.raises(ValueError, match="two budgets with a best size are needed to tell of others"):
+        laws.fit(points(budgets=(2e18,)), at=(1e20,))
 
 
 def test_an_interval_too_wide_to_be_drawn_is_none():
     drawn = np.array([1.0] * 90 + [math.nan] * 10)  # one world in ten has no lowest point
     assert laws.told(1.0, drawn) == {"value": 1.0, "low": None, "high": None}
+
+
+def test_draws_without_a_lowest_point_count_as_beyond_the_interval():
+    drawn = np.concatenate([np.linspace(0, 1, 1960), [math.nan] * 40])
+    found = laws.told(0.5, drawn)
+    inside = np.mean((drawn >= found["low"]) & (drawn <= found["high"]))
+    assert inside == pytest.approx(0.95, abs=0.002)
+    assert laws.told(400.0, power=True)["value"] == 1e300
 
 
 def test_a_straight_line_and_what_it_says_of_one_more_run():

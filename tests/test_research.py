@@ -17,19 +17,26 @@ import leaderboard  # noqa: E402
 H100 = {"world_size": 8, "device": "NVIDIA H100 80GB HBM3", "git_commit": "abc1234"}
 
 
-def leave(tag, seed=1, core=0.26, seconds=5940.0, per_task=-1, step=100, where=H100, bundle="eval_bundle", **flags):
+def leave(tag, seed=1, core=0.26, seconds=5940.0, per_task=-1, step=100, where=H100, bundle="eval_bundle",
+          bpb=0.718, started="2026-11-26T12:00:00+00:00", **flags):  # fmt: skip
     """The JSON of a run that counts, unless something is changed."""
     trained = {
         "command": f"python -m scripts.base_train --seed={seed}",
         "environment": where,
         "config": {"seed": seed, "model_tag": tag, "run": "dummy", **flags},
-        "plan": {"num_iterations": 100},
-        "final": {"step": 100, "val_bpb": 0.718, "total_training_time": seconds},
+        "tag": tag,
+        "started": "2026-11-26T10:00:00+00:00",
+        "plan": {"num_iterations": 100, "total_batch_size": 1000},
+        "final": {"step": 100, "val_bpb": bpb, "tok_per_sec": 90_000 / seconds / 0.9, "data_wait": 0.1},
         "corpus": "climbmix",
         "model": {"config": {"n_layer": 24}},
     }
     tasks = {task: {"centered": GPT2_TASKS[task]["GPT-2 1.6B"]} for task in GPT2_TASKS}
-    examined = {"step": step, "core": {"metric": core, "tasks": tasks, "bundle": bundle, "max_per_task": per_task}}
+    examined = {
+        "step": step,
+        "started": started,
+        "core": {"metric": core, "tasks": tasks, "bundle": bundle, "max_per_task": per_task},
+    }
     paths.write_json(paths.results_dir(tag) / "base_train.json", trained)
     paths.write_json(paths.results_dir(tag) / "base_eval.json", examined)
 
@@ -50,7 +57,17 @@ def test_one_run_counts_two_deviations_above(base_dir):
     leave("high", core=0.2670)
     assert "It counts" in told("high")
     leave("near", core=0.2600)
-    assert "3 runs are needed, or one with a CORE of 0.2665 (rule 4)" in told("near")
+    assert "3 runs are needed, or a single one with a CORE of 0.2665 (rule 4)" in told("near")
+    leave("higher", 2, core=0.2680)
+    assert "3 runs are needed" in told("high", "higher")  # chosen from how many?
+
+
+def test_a_run_that_was_interrupted_is_the_same_entry(base_dir):
+    """Its flags of going on do not count, nor the steps that were not timed."""
+    leave("a", 1, 0.2580)
+    leave("b", 2, 0.2580, resume=True, save_minutes=5)
+    leave("c", 3, 0.2580, stop_after=11)
+    assert "It counts by all rules." in told("a", "b", "c") and "| 1.65 |" in told("a", "b", "c")
 
 
 @pytest.mark.parametrize(
@@ -60,6 +77,8 @@ def test_one_run_counts_two_deviations_above(base_dir):
         (dict(bundle="eval_bundle_tinyworld"), "not the published one (rule 3)"),
         (dict(step=90), "CORE is of step 90, not of the last, 100 (rule 3)"),
         (dict(where={**H100, "device": "NVIDIA A100"}), "another machine than 8 x H100 (rule 2)"),
+        (dict(bpb=None), "has no bits per byte"),
+        (dict(started="2026-11-25T12:00:00+00:00"), "older than its training"),
         (dict(core=0.2), "the mean CORE of 0.2407 is below"),
         (dict(seed=1), "the same seed (rule 4)"),
         (dict(matrix_lr=0.5), "not the same flags (rule 4)"),

@@ -371,13 +371,12 @@ def test_the_sweeps_are_commands_only(bash, stand_in):
     where = dict(NANOCHAT_PYTHON=stand_in)
     (quick,) = words_of(bash("runs/quick.sh", "--matrix-lr=0.03", SEEDS="3", **where))
     assert quick[:7] == "-m scripts.sweep quick --vary depth=12 --seeds 3".split() and quick[-1] == "--matrix-lr=0.03"
-    series, said = words_of(bash("runs/miniseries.sh", **where))
-    assert "depth=12,14,16,18,20,22,24,26" in series and said == "-m scripts.scaling series miniseries".split()
-    laws, fit = words_of(
-        bash("runs/scaling_laws.sh", "--fp8", NAME="mine", BUDGETS="1e18,1e19", DEPTHS="8,10", **where)
-    )
-    assert laws[2] == "mine" and "target-flops=1e18,1e19" in laws and "depth=8,10" in laws and "--drop-models" in laws
-    assert laws[laws.index("--") :][-1] == "--fp8" and fit == "-m scripts.scaling fit mine".split()
+    (series,) = words_of(bash("runs/miniseries.sh", **where))
+    assert "depth=12,14,16,18,20,22,24,26" in series and series[2:5] == "miniseries --then series".split()
+    own = dict(NAME="mine", BUDGETS="1e18,1e19", DEPTHS="8,10", NPROC="4")
+    (laws,) = words_of(bash("runs/scaling_laws.sh", "--fp8", **own, **where))
+    assert laws[2:7] == "mine --then fit --drop-models --nproc=4".split() and laws[-1] == "--fp8"
+    assert "target-flops=1e18,1e19" in laws and "depth=8,10" in laws
     for words in (quick, series, laws):
         flags = words[words.index("--") + 1 :]
         base_train.parse_args([*flags, "--depth=12", "--model-tag=x"])

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 from small_runs import BASE, REPOSITORY, make_world, one_thread
 
-from nanochat import checkpoint, paths, results, sweep
+from nanochat import checkpoint, laws, paths, results, sweep
+from nanochat.core_references import GPT2_CORE
 from scripts import scaling
 from scripts import sweep as script
 
@@ -28,10 +30,11 @@ folder = base / "results" / flags["model-tag"]
 with open(base / "calls", "a") as calls:
     calls.write(flags["model-tag"] + "\\n")
 depth, flops = int(flags["depth"]), float(flags.get("target-flops", 1000))
-if depth in behaviour.get("usage", []):
-    sys.exit(2)
 if depth in behaviour.get("refuses", []):
     sys.exit(1)
+import fcntl
+lock = open(base / "base_checkpoints" / f".{flags['model-tag']}.lock", "w")
+fcntl.lockf(lock, fcntl.LOCK_EX)
 folder.mkdir(parents=True, exist_ok=True)
 (folder / "base_train.jsonl").write_text(json.dumps({"step": 0}) + "\\n")
 if depth in behaviour.get("fails", []):
@@ -39,7 +42,8 @@ if depth in behaviour.get("fails", []):
 if depth in behaviour.get("slow", []):
     def ended(number, frame):
         (base / "saved").write_text(str(number))
-        sys.exit(128 + number)
+        if not behaviour.get("deaf"):
+            sys.exit(128 + number)
     signal.signal(signal.SIGTERM, ended)
     (base / "begun").write_text(str(os.getpid()))
     deadline = time.time() + 60
@@ -53,7 +57,9 @@ summary = {
     "plan": {"num_iterations": 5, "scaling_params": params},
     "final": {"step": 5, "tokens": int(flops / 6 / params * 1e9), "total_training_flops": flops, "val_bpb": bpb,
               "core_metric": 0.01 * depth, "total_training_time": 1.5},
-    "config": {"target_flops": float(flags.get("target-flops", -1)), "seed": int(flags.get("seed", 42))},
+    "config": {"target_flops": float(flags.get("target-flops", -1)), "seed": int(flags.get("seed", 42)),
+               "depth": depth},
+    "environment": {"git_commit": behaviour.get("commit", "abc")},
     "model": {"config": {"n_layer": depth}, "counts": {"total": 2 * params}},
     "seconds": 2.0,
 }
@@ -64,10 +70,11 @@ summary = {
 @pytest.fixture
 def trainer(base_dir, monkeypatch):
     """behave(fails=[depths], ...) sets what the stand-in does; it returns how often each tag was begun."""
-    base_dir.mkdir()
+    (base_dir / "base_checkpoints").mkdir(parents=True)
     program = base_dir / "trainer.py"
     program.write_text(TRAINER)
     monkeypatch.setattr(sweep, "command", lambda run, nproc: [sys.executable, str(program), *run.flags])
+    monkeypatch.setattr(sweep, "check_with_base_train", lambda runs: None)  # it takes seconds
 
     def behave(**behaviour):
         (base_dir / "behaviour.json").write_text(json.dumps(behaviour))
@@ -81,7 +88,7 @@ def called() -> list[str]:
 
 
 def run(*flags):
-    script.main(script.parse_args([*flags, "--nproc", "1"]))
+    script.main(script.parse_args(["--nproc", "1", *flags]))
 
 
 def entries(name):
@@ -110,7 +117,7 @@ def test_seeds_are_the_slowest_and_flags_reach_the_training(trainer):
 
 def test_other_flags_under_the_same_name_are_refused(trainer):
     run("mine", "--vary", "depth=2", "--", "--matrix-lr=0.02")
-    with pytest.raises(SystemExit, match="mine-d2 has run with other flags .*--matrix-lr=0.03.*another name"):
+    with pytest.raises(SystemExit, match="mine-d2 has run with other flags .--matrix-lr: 0.02, now 0.03.*another name"):
         run("mine", "--vary", "depth=2", "--", "--matrix-lr=0.03")
     assert called() == ["mine-d2"]
 
@@ -125,16 +132,57 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(trainer, c
     assert called() == ["mine-d2", "mine-d3", "mine-d4", "mine-d3"]
 
 
-def test_what_would_fail_everywhere_ends_the_sweep_and_may_be_mended(trainer):
-    trainer(refuses=[2, 3, 4])
-    with pytest.raises(SystemExit, match="mine-d3, too, failed before its first step"):
+def test_a_run_that_never_began_may_be_mended(trainer):
+    trainer(refuses=[2, 3])
+    with pytest.raises(SystemExit, match="2 of 3 failed: mine-d2, mine-d3"):
         run("mine", "--vary", "depth=2,3,4", "--", "--corpus=mistyped")
-    trainer(usage=[2])
-    with pytest.raises(SystemExit, match="does not take these flags"):
-        run("mine", "--vary", "depth=2,3,4", "--", "--corpus=x", "--wrong=1")
     trainer()
-    run("mine", "--vary", "depth=2,3,4", "--", "--corpus=right")
-    assert all(entry["status"] == "done" for entry in entries("mine").values())
+    with pytest.raises(SystemExit, match="mine-d4 has run with other flags .--corpus: mistyped, now right"):
+        run("mine", "--vary", "depth=2,3,4", "--", "--corpus=right")
+    run("mine", "--vary", "depth=2,3", "--", "--corpus=right")
+    assert [entries("mine")[f"mine-d{depth}"]["status"] for depth in (2, 3, 4)] == ["done"] * 3
+
+
+def test_what_changes_nothing_of_a_run_may_change(trainer):
+    """Out of memory at the third depth: smaller batches for it, and the others are done."""
+    trainer(fails=[4])
+    with pytest.raises(SystemExit, match="1 of 3 failed"):
+        run("mine", "--vary", "depth=2,3,4", "--", "--embedding-lr", "0.2", "--matrix-lr=0.30")
+    trainer()
+    run(
+        "mine",
+        "--vary",
+        "depth=2,3,4",
+        "--",
+        "--matrix-lr=0.3",
+        "--embedding-lr=0.2",
+        "--device-batch-size=8",
+        "--run=x",
+    )
+    assert called() == ["mine-d2", "mine-d3", "mine-d4", "mine-d4"]
+
+
+def test_a_checkpoint_of_unknown_flags_is_not_gone_on_with(trainer):
+    step = paths.checkpoint_dir("base", "mine-d2") / "step_000005"
+    step.mkdir(parents=True)
+    (step / "meta.json").write_text("{}")
+    with pytest.raises(SystemExit, match="a model mine-d2 that this sweep has not begun"):
+        run("mine", "--vary", "depth=2")
+    trainer(fails=[3])
+    with pytest.raises(SystemExit):
+        run("other", "--vary", "depth=3", "--", "--matrix-lr=0.02")
+    shutil.rmtree(paths.results_dir("other-d3"))  # but not its checkpoints
+    step = paths.checkpoint_dir("base", "other-d3") / "step_000005"
+    step.mkdir(parents=True)
+    (step / "meta.json").write_text("{}")
+    with pytest.raises(SystemExit, match="other-d3 has run with other flags"):
+        run("other", "--vary", "depth=3", "--", "--matrix-lr=0.03")
+
+
+def test_runs_of_other_code_are_told_of(trainer, capsys):
+    run("mine", "--vary", "depth=2")
+    run("mine", "--vary", "depth=2,3")
+    assert "done by other code (abc; now " in capsys.readouterr().out
 
 
 def test_dropped_models_leave_their_numbers(trainer):
@@ -149,9 +197,12 @@ def test_dropped_models_leave_their_numbers(trainer):
 @pytest.mark.parametrize(
     "axes, fixed, said",
     [
-        (["depth=2,2"], [], "expected a flag of base_train once"),
+        (["depth=2,2"], [], "each of its values are given once"),
+        (["target-flops=1e18,1000000000000000000"], [], "each of its values are given once"),
         (["depth"], [], "expected a flag"),
-        (["depth=2", "depth=3"], [], "once"),
+        (["depth=2", "depth=3"], [], "given once"),
+        (["bundle=a/b,ab"], [], "the same name"),
+        (["model-tag=x,y"], [], "set by the sweep"),
         (["depth=2"], ["--depth=3"], "set by the sweep"),
         (["depth=2"], ["--model-tag=x"], "set by the sweep"),
     ],
@@ -161,6 +212,31 @@ def test_a_sweep_that_makes_no_sense_is_refused(axes, fixed, said):
         sweep.plan_runs("mine", sweep.parse_axes(axes), fixed)
     with pytest.raises(ValueError, match="a sweep's name"):
         sweep.plan_runs("../mine", {"depth": ["2"]}, [])
+    with pytest.raises(ValueError, match="either so or by --seeds"):
+        sweep.seed_axis(3, {"seed": ["7"]})
+
+
+def test_flags_that_base_train_does_not_take_end_the_sweep_before_any_run(base_dir, capfd):
+    for wrong in ("--wrong=1", "--depth=twelve", "--head-dim=0"):
+        runs = sweep.plan_runs("mine", {"seed": ["1", "2"]}, [wrong])
+        with pytest.raises(SystemExit, match="does not take these flags"):
+            sweep.Driver("mine", runs).run()
+        assert wrong.split("=")[0] in capfd.readouterr().err
+    assert not base_dir.exists()
+
+
+def test_processes_go_by_the_gpus():
+    assert [sweep.processes_for(gpus) for gpus in (0, 1, 2, 3, 6, 8)] == [1, 1, 2, 2, 4, 8]
+
+
+def test_a_damaged_sweep_names_its_file(trainer):
+    run("mine", "--vary", "depth=2")
+    sweep.sweep_file("mine").write_text("{")
+    with pytest.raises(SystemExit, match="sweep.json is damaged .*delete it; what is done is found again"):
+        run("mine", "--vary", "depth=2")
+    sweep.sweep_file("mine").unlink()
+    run("mine", "--vary", "depth=2")
+    assert called() == ["mine-d2"]
 
 
 def test_dry_run_prints_the_commands(base_dir, capsys):
@@ -182,7 +258,8 @@ import sys
 from nanochat import sweep
 from scripts import sweep as script
 sweep.command = lambda run, nproc: [sys.executable, {str(base / "trainer.py")!r}, *run.flags]
-script.main(script.parse_args({[*flags, "--nproc", "1"]!r}))
+sweep.check_with_base_train = lambda runs: None
+script.main(script.parse_args({["--nproc", "1", *flags]!r}))
 """
     how = dict(env=one_thread(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return subprocess.Popen([sys.executable, "-c", program], **how)
@@ -195,13 +272,15 @@ def wait_for(path: Path):
         time.sleep(0.02)
 
 
-def test_a_signal_reaches_the_training_which_saves(trainer, base_dir):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_reaches_the_training_which_saves(trainer, base_dir, number):
     trainer(slow=[3])
     process = driver(base_dir, "mine", "--vary", "depth=2,3,4")
     wait_for(base_dir / "begun")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "SIGINT: the sweep stopped at mine-d3; the same command goes on" in said
+    assert process.returncode == 128 + number
+    assert f"{number.name}: the sweep stopped at mine-d3; the same command goes on" in said
     assert (base_dir / "saved").exists() and entries("mine")["mine-d3"]["status"] == "stopped"
     (base_dir / "go").touch()
     run("mine", "--vary", "depth=2,3,4")
@@ -218,12 +297,23 @@ def test_a_killed_driver_leaves_its_training_which_the_next_one_waits_for(traine
     child = int((base_dir / "begun").read_text())
     os.kill(child, 0)  # it lives
     following = driver(base_dir, "mine", "--vary", "depth=2,3")
-    assert "waiting for it" in following.stdout.readline()
-    assert called() == ["mine-d2", "mine-d3"]
+    while "waiting for it" not in (line := following.stdout.readline()):
+        assert line and "failed" not in line
+    assert "a training of mine-d3 that was left behind" in line and called() == ["mine-d2", "mine-d3"]
     (base_dir / "go").touch()
     said, _ = following.communicate(timeout=60)
-    assert following.returncode == 0 and "2 runs, 2 of them done" in said
-    assert called() == ["mine-d2", "mine-d3"]
+    assert following.returncode == 0 and called() == ["mine-d2", "mine-d3"]
+
+
+def test_a_second_ctrl_c_ends_at_once(trainer, base_dir):
+    trainer(slow=[2], deaf=True)
+    process = driver(base_dir, "mine", "--vary", "depth=2")
+    wait_for(base_dir / "begun")
+    process.send_signal(signal.SIGINT)
+    wait_for(base_dir / "saved")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
 
 
 # -- what it says
@@ -235,6 +325,7 @@ def test_fit_and_series_of_a_sweep(trainer, capsys):
     said = capsys.readouterr().out
     folder = paths.sweep_dir("mine")
     found = json.loads((folder / "fit.json").read_text())
+    assert found["predictions"][0]["budget"] == pytest.approx(1e6)
     assert found["laws"]["params"]["exponent"]["value"] == pytest.approx(0.5, abs=0.01)
     assert "Best at" in said and f"{found['ratio']['value']:.1f} tokens per parameter" in said
     page = (folder / "fit.html").read_text()
@@ -248,6 +339,28 @@ def test_fit_and_series_of_a_sweep(trainer, capsys):
     scaling.main(scaling.parse_args(["series", "series", "--out", str(folder / "elsewhere")]))
     said = capsys.readouterr().out
     assert "5 runs, depth 2 to 12" in said and (folder / "elsewhere" / "series.png").exists()
+    with pytest.raises(SystemExit, match="mine-f1e3-d10 and .* are the same run twice"):
+        shutil.copytree(paths.results_dir("mine-f1e3-d10"), paths.results_dir("copy"))
+        scaling.main(scaling.parse_args(["fit", "mine", "copy"]))
+
+
+def test_unfinished_runs_are_named(trainer, capsys):
+    trainer(fails=[40])
+    with pytest.raises(SystemExit):
+        run("mine", "--vary", "target-flops=4e3", "--vary", "depth=10,20,30,60,40")
+    scaling.main(scaling.parse_args(["fit", "mine"]))
+    assert "mine: 4 of 5 runs are done; left out: mine-f4e3-d40" in capsys.readouterr().out
+
+
+def test_a_goal_out_of_sight_is_not_made_up():
+    runs = [{"depth": d, "flops": 10.0**d} for d in (2, 3, 4, 5)]
+
+    def goal(per_decade):
+        line = laws.straight([2, 3, 4, 5], [0.1 + per_decade * d for d in (2, 3, 4, 5)])
+        return scaling.predictions({"core_by_log_flops": line, "bpb": None, "runs": runs}, [])[0]
+
+    assert goal(0.0001)["flops"] is None and goal(0.0)["flops"] is None and goal(-0.1)["flops"] is None
+    assert goal(0.03)["flops"] == pytest.approx(10 ** ((GPT2_CORE["GPT-2 1.6B"] - 0.1) / 0.03))
 
 
 def test_every_number_of_the_page_stands_in_the_json(trainer):
@@ -313,6 +426,7 @@ def test_real_trainings_killed_with_the_driver_end_as_if_nothing_had_been(world,
         for key in ("step", "train_loss", "val_bpb", "tokens"):
             assert one["final"][key] == other["final"][key], key
         assert shlex.split(one["command"])[3:] == entries("killed")[f"killed-s{seed}-d2"]["flags"]
+        assert one["shards"] > 0 and one["vocabulary"]
     assert (
         sweep.finished_json("whole-s1-d2")["final"]["val_bpb"] != sweep.finished_json("whole-s2-d2")["final"]["val_bpb"]
     )
