@@ -147,7 +147,7 @@ def page_of(found: dict, models: dict) -> tuple[Page, list]:
         sections.append(Section("To know", [Paragraph((note,))]))
     sections.append(Section("Chart", [Side([panel.chart()])]))
     summary = (
-        "A model left out of the fit is missed by ",
+        f"Estimated from {', '.join(found['tasks'])}. A model left out of the fit is missed by ",
         cell(found["left_out_rms"], "left_out_rms"),
         " in the mean (root of squares).",
     )

@@ -6,7 +6,7 @@ python dev/leaderboard.py entry-s1 entry-s2 entry-s3
 import argparse
 import statistics
 
-from nanochat import results
+from nanochat import results, sweep
 from nanochat.core_references import GPT2_CORE, GPT2_TASKS
 from nanochat.pairs import BESIDE, WARM
 from nanochat.results import duration
@@ -113,7 +113,9 @@ def told(entries: list[dict]) -> str:
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tags", nargs="+", metavar="TAG", help="finished runs that differ by their seed")
+    parser.add_argument(
+        "tags", nargs="+", metavar="TAG", help="finished runs that differ by their seed, or a sweep of them"
+    )
     args = parser.parse_args(argv)
     if len(set(args.tags)) < len(args.tags):
         parser.error("a run is named twice")
@@ -122,7 +124,8 @@ def parse_args(argv=None):
 
 def main(args):
     try:
-        print(told([entry(tag) for tag in args.tags]))
+        _, tags = sweep.tags_of(args.tags)
+        print(told([entry(tag) for tag in tags]))
     except ValueError as error:
         raise SystemExit(str(error)) from None
 

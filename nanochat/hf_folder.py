@@ -67,6 +67,7 @@ def export(
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         save_file(weights, partial / saver.MODEL, metadata={"format": "pt"})
+        (partial / saver.MODEL).chmod(0o644)  # safetensors gives it to its owner alone
         _put_in_place(partial, folder)
     except saver.WRITE_ERRORS as error:
         raise FolderError(f"{folder} could not be written ({error}): make room, or choose another folder") from error

@@ -59,8 +59,8 @@ def fit(points: list[Point], at: tuple[float, ...] = (), seed: int = 0) -> dict:
         if not curve.problem:
             curve.draw(scale, rng)
     good = [curve for curve in curves if not curve.problem]
-    if len(good) < (2 if at else 1):
-        needed = "two budgets with a best size are needed to tell of others" if at else "no budget has a best size"
+    if all(curve.parabola is None for curve in curves) or (at and len(good) < 2):
+        needed = "two budgets with a best size are needed to tell of others" if at else "nothing to fit"
         raise ValueError(f"{needed}:\n" + "\n".join(f"  {c.budget:.3g}: {c.problem or 'it has one'}" for c in curves))
     found = {"scatter": scatter, "budgets": [curve.as_dict() for curve in curves], "laws": None, "predictions": []}
     if len(good) > 1:
@@ -96,7 +96,9 @@ class Curve:
         low, high = points[0], points[-1]
         if math.isnan(self.params) or not self.x[0] < self.params < self.x[-1]:
             falls = self.y[-1] < self.y[0]
-            where = f"deeper than {high.depth}" if falls else f"less deep than {low.depth}"
+            where = (
+                f"deeper than {high.depth}, or fewer FLOPs" if falls else f"less deep than {low.depth}, or more FLOPs"
+            )
             self.problem = f"the best size is not between those that were run; try models {where}"
 
     def lowest(self, parabola):

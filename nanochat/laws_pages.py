@@ -45,7 +45,7 @@ def laws_page(name: str, found: dict, what: str) -> tuple[Page, list[Panel]]:
     ]
     blocks = [Table(header, rows), *scatter_told(found["scatter"]), *(Paragraph((note,)) for note in found["notes"])]
     sections = [Section("By budget", blocks), Section("Charts", [Side([panel.chart() for panel in panels])])]
-    summary: Words = (f"The best size at {len(good)} of {len(found['budgets'])} budgets.",)
+    summary: Words = (f"The best size was found at {len(good)} of {len(found['budgets'])} budgets.",)
     if found["laws"]:
         sections.insert(1, Section("Laws", [laws_table(found), *predictions(found, what)]))
         summary = laws_summary(found["ratio"], found["laws"])
@@ -183,7 +183,8 @@ def series_page(name: str, found: dict) -> tuple[Page, list[Panel]]:
         sections.insert(1, Section("Drawn on", [*told, Paragraph((far,), True)]))
     if found["notes"]:
         sections.append(Section("To know", [Paragraph((note,)) for note in found["notes"]]))
-    summary = (f"{len(runs)} runs, depth {runs[0]['depth']} to {runs[-1]['depth']}.",)
+    depths = [run["depth"] for run in runs]
+    summary = (f"{len(runs)} runs, depth {min(depths)} to {max(depths)}.",)
     return Page(f"A series of depths: {name}", summary, sections), panels
 
 

@@ -20,7 +20,9 @@ def pairs_page(name: str, found: list[dict], arms: list[Arm], notes: list[str]) 
             key = f"equal_{along}"
             rows.append([f"equal {NAMES[along]}", *cells(one[key], i, key), where(one[key], along)])
         header = ["", one["against"], one["arm"], "difference", "95 %", "", "where"]
-        told = [Paragraph((f"{len(one['seeds'])} pairs, seeds {', '.join(map(str, one['seeds']))}.",), True)]
+        count = len(one["seeds"])
+        said = f"{count} pairs, seeds" if count > 1 else "One pair, seed"
+        told = [Paragraph((f"{said} {', '.join(map(str, one['seeds']))}.",), True)]
         if one["pace"]:
             told.append(Paragraph((speed(one["pace"]),), True))
         sections.append(Section(f"{one['arm']} against {one['against']}", [Table(header, rows), *told], one["arm"]))
@@ -30,7 +32,7 @@ def pairs_page(name: str, found: list[dict], arms: list[Arm], notes: list[str]) 
         notes = [*notes, "Each of the arms has 5 % of its own to be taken for better or worse by chance."]
     if notes:
         sections.append(Section("To know", [Paragraph((note,)) for note in notes]))
-    summary = tuple(f"{one['arm']}: {headline(one)}. " for one in found)
+    summary = (" ".join(f"{one['arm']}: {headline(one)}." for one in found),)
     return Page(f"Did it help? {name}", summary, sections), panels
 
 

@@ -119,7 +119,7 @@ def size(value: float) -> str:
 
 
 def ratio(value: float) -> str:
-    return f"{value:.1f}"
+    return f"{value:.3g}"
 
 
 def exponent(value: float) -> str:

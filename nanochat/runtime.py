@@ -182,8 +182,9 @@ def start(device_type: str = "", training: bool = False) -> Runtime:
         torch.set_float32_matmul_precision("high")  # TF32 for the products that stay in float32
     if device.type == "cpu" and training:
         keep_freed_memory()
-        if os.environ.get("OMP_NUM_THREADS") == "1":  # which is torchrun's, however many cores there are
-            torch.set_num_threads(max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))  # 0 without torchrun
+        if ranks_here and os.environ.get("OMP_NUM_THREADS") == "1":  # which is torchrun's, however many cores there are
+            torch.set_num_threads(max(1, usable_cores() // ranks_here))
     # compiled code is found again by the next run; flash-attn 4 compiles, too, and must be told before its import
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(paths.compile_cache_dir()))
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")

@@ -30,8 +30,16 @@ MAY_CHANGE = {*BESIDE, "device_batch_size", "compile"} - {"seed"}  # when a run 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 # torchrun's own settings: SIGUSR1 goes on to the ranks, too, and they have a minute to save
 TORCHRUN = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "PET_SHUTDOWN_TIMEOUT": "60"}
-CHECK = "import json, sys; from scripts.base_train import parse_args; [parse_args(f) for f in json.load(sys.stdin)]"
-LONGEST_NAME = 100
+CHECK = """
+import json, sys
+from scripts.base_train import parse_args
+for flags, names in json.load(sys.stdin):
+    known = vars(parse_args(flags))
+    for name in names:  # argparse takes beginnings of flags, too
+        if name not in known:
+            sys.exit(f"base_train: no flag --{name.replace('_', '-')}")
+"""
+LONGEST_NAME, MOST_NAMED = 100, 12
 
 
 @dataclass(frozen=True)
@@ -49,8 +57,10 @@ def parse_axes(texts: list[str]) -> dict[str, list[str]]:
     for text in texts:
         flag, equals, values = text.partition("=")
         flag, values = flag.strip().lstrip("-"), [value.strip() for value in values.split(",")]
-        if not flag or not equals or not all(values):
+        if not flag or not equals or not all(values) or " " in text:
             raise ValueError(f"{text!r}: expected a flag of base_train with its values, as in depth=12,14,16")
+        if {"true", "false"} & {value.lower() for value in values}:
+            raise ValueError(f"{text!r}: of a flag without a value, on and off are with and without it")
         if flag in axes or len(set(map(plain_value, values))) < len(values):
             raise ValueError(f"{text!r}: a flag and each of its values are given once")
         if flag in OWN:
@@ -76,7 +86,10 @@ def plan_runs(name: str, axes: dict[str, list[str]], fixed: list[str]) -> list[R
     runs = []
     for values in itertools.product(*axes.values()):
         choice = dict(zip(axes, values, strict=True))
-        tag = "-".join([name, *(tag_part(flag, value) for flag, value in choice.items())])
+        # in an order of its own, so that the same run is found again whatever the order of the axes
+        tag = "-".join(
+            [name, *(tag_part(flag, choice[flag]) for flag in sorted(choice, key=lambda f: (f != "seed", f)))]
+        )
         own = [flag_of(flag, value) for flag, value in choice.items()]
         runs.append(Run(tag, choice, [*ALWAYS, *fixed, *filter(None, own), f"--model-tag={tag}"]))
     if len({run.tag for run in runs}) < len(runs):
@@ -87,7 +100,10 @@ def plan_runs(name: str, axes: dict[str, list[str]], fixed: list[str]) -> list[R
 
 
 def tag_part(flag: str, value: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]", "", f"{LETTERS.get(flag, flag)}{value}")
+    """depth and 12 -> d12; 0.10 is 0.1, and 1e+18 is 1e18."""
+    number = plain_value(value)
+    text = value if isinstance(number, str) else f"{number:.12g}".replace("e+", "e")
+    return re.sub(r"[^A-Za-z0-9._-]", "", f"{LETTERS.get(flag, flag)}{text}")
 
 
 def flag_of(flag: str, value: str) -> str:
@@ -193,13 +209,21 @@ def finished_json(tag: str) -> dict:
     """base_train.json of a run. Raises ValueError when there is none, or it is not of the run's end."""
     found = results.read(tag, "base_train")
     if found is None:
-        have = sorted(path.parent.name for path in paths.results_dir("").glob("*/base_train.json"))
-        raise ValueError(f"no finished run or sweep {tag!r}; there are: {', '.join(have) or 'none'}")
+        runs = sorted(path.parent.name for path in paths.results_dir("").glob("*/base_train.json"))
+        sweeps = sorted(path.parent.name for path in paths.sweep_dir("").glob("*/sweep.json"))
+        raise ValueError(
+            f"no finished run or sweep {tag!r}; there are the runs {few(runs)}, and the sweeps {few(sweeps)}"
+        )
     if not is_whole(found):
         raise ValueError(
             f"{tag} ended at step {found['final']['step']} of {found['plan']['num_iterations']}: --resume it"
         )
     return found
+
+
+def few(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more if names else "(none)"
 
 
 def tags_of(names: list[str]) -> tuple[str, dict[str, str]]:
@@ -362,7 +386,8 @@ class Driver:
 def check_with_base_train(runs: list[Run]) -> None:
     """That base_train takes the flags, before any run begins. SystemExit when it does not; it says why itself."""
     how = dict(env=paths.child_environment(paths.base_dir().absolute(), CODE), text=True)
-    done = subprocess.run([sys.executable, "-c", CHECK], input=json.dumps([run.flags for run in runs]), **how)
+    given = json.dumps([(run.flags, list(as_dict(run.flags))) for run in runs])
+    done = subprocess.run([sys.executable, "-c", CHECK], input=given, **how)
     if done.returncode:
         raise SystemExit("base_train does not take these flags; what it says stands above")
 

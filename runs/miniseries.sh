@@ -3,7 +3,7 @@
 # moment, the same line goes on; what is done is skipped.
 #   bash runs/miniseries.sh [FLAGS OF base_train...]
 # Environment: NAME (what it is called; miniseries), DEPTHS (12,14,16,18,20,22,24,26), NPROC (processes; by the GPUs).
-# Data: as for runs/quick.sh.
+# Data: as for runs/quick.sh. Without a network: --core-metric-every=-1.
 # shellcheck source=runs/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

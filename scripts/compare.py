@@ -36,7 +36,9 @@ def parse_args(argv=None):
     add("--out", help="folder for the results (default: sweeps/NAME in the base folder)")
     argv = sys.argv[1:] if argv is None else argv
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    args = parser.parse_args(own)
+    args, unknown = parser.parse_known_args(own)
+    if unknown:
+        parser.error(f"{' '.join(unknown)}: flags of base_train come last, after --")
     args.flags = flags
     if args.set and len(args.names) != 1:
         parser.error(f"--set makes runs under one name, got {' '.join(args.names)}")

@@ -50,11 +50,10 @@ def main(args):
 
 def take_in(args, machine) -> None:
     if (args.path.expanduser() / "config.json").exists():
-        if args.tag or args.step is not None:
-            raise ValueError(
-                f"{args.path} is an exported folder, which holds one model: --tag and --step are of public runs"
-            )
-        hf_folder.import_folder(args.path, machine, args.source, args.model_tag, args.tokenizer_name, args.force)
+        if args.source or args.tag or args.step is not None:
+            raise ValueError(f"{args.path} is an exported folder and holds one model: -i, -g and -s are of public runs")
+        names = dict(tag=args.model_tag or "", tokenizer_name=args.tokenizer_name or "")
+        hf_folder.import_folder(args.path, machine, **names, force=args.force)
         return
     stages = [args.source] if args.source else None
     how = (args.tokenizer_name, args.tag, args.step, stages, args.model_tag, args.force)

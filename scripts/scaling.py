@@ -84,6 +84,10 @@ def series(name: str, runs: list[dict], notes: list[str], args):
     runs = sorted((run for run in runs if run["val_bpb"] is not None), key=lambda run: run["flops"])
     if len(runs) < 2:
         raise ValueError(f"{name} has {len(runs)} runs with bits per byte; a series has two or more")
+    if len({run["depth"] for run in runs}) < len(runs):
+        raise ValueError(f"{name} has several runs of one depth; a series has one of each: name them, or use fit")
+    if args.at and len(runs) < 4:
+        raise ValueError(f"--at needs four runs, {name} has {len(runs)}")
     tested = [run for run in runs if run["core"] is not None]
     core = [run["core"] for run in tested]
     found = {

@@ -32,7 +32,9 @@ def parse_args(argv=None):
     add("--dry-run", action="store_true", help="print the commands")
     argv = sys.argv[1:] if argv is None else argv
     own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    args = parser.parse_args(own)
+    args, unknown = parser.parse_known_args(own)
+    if unknown:
+        parser.error(f"{' '.join(unknown)}: flags of base_train come last, after --")
     args.flags = flags
     if not args.vary and args.seeds < 2:
         parser.error("nothing varies: give --vary FLAG=V1,V2, or --seeds 3")
@@ -47,6 +49,7 @@ def main(args):
         axes = sweep.parse_axes(args.vary)
         runs = sweep.plan_runs(args.name, sweep.seed_axis(args.seeds, axes) if args.seeds > 1 else axes, args.flags)
         if args.dry_run:
+            sweep.check_with_base_train(runs)
             print("\n".join(sweep.shown(run, nproc) for run in runs))
             return
         failed = sweep.Driver(args.name, runs, nproc, args.drop_models).run()

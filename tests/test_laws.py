@@ -87,16 +87,16 @@ def test_a_best_size_that_was_not_run_round_is_named_and_left_out():
     found = laws.fit(points(budgets=(*BUDGETS, 1e24)))
     assert "deeper than 18" in found["budgets"][-1]["problem"] and "params" not in found["budgets"][-1]
     assert exponents(found)[0]["value"] == pytest.approx(A, abs=1e-6)
-    with pytest.raises(ValueError, match="no budget has a best size:\n.*less deep than 8"):
-        laws.fit(points(budgets=(1e13, 2e13)))
+    found = laws.fit(points(budgets=(1e13, 2e13)))  # the runs are there to be looked at all the same
+    assert found["laws"] is None and "less deep than 8, or more FLOPs" in found["budgets"][0]["problem"]
     with pytest.raises(ValueError, match="2 sizes, three are needed"):
         laws.fit(points(depths=(8, 18)))
 
 
 def test_a_hill_has_no_best_size():
     upside_down = [laws.Point(p.budget, p.depth, p.params, p.tokens, -p.bpb) for p in points()]
-    with pytest.raises(ValueError, match="no budget has a best size"):
-        laws.fit(upside_down)
+    assert laws.fit(upside_down)["laws"] is None
+    assert all(curve["problem"] for curve in laws.fit(upside_down)["budgets"])
 
 
 def test_one_budget_gives_a_best_size_and_no_law():

@@ -191,7 +191,7 @@ def test_the_script_writes_page_picture_and_json(base_dir, capsys):
             place = place[int(key)] if isinstance(place, list) else place[key]
         assert float(value) == pytest.approx(place), title
     assert (folder / "compare.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(SystemExit, match="no finished run or sweep 'c'; there are: a1, a2, b1, b2"):
+    with pytest.raises(SystemExit, match="no finished run or sweep 'c'; there are the runs a1, a2, b1, b2"):
         compare.main(compare.parse_args(["a1", "c"]))
 
 

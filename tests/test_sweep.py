@@ -97,19 +97,22 @@ def entries(name):
 
 def test_every_combination_once_and_nothing_twice(trainer, capsys):
     run("mine", "--vary", "target-flops=1e3,2e3", "--vary", "depth=2,3")
-    assert called() == ["mine-f1e3-d2", "mine-f1e3-d3", "mine-f2e3-d2", "mine-f2e3-d3"]
+    assert called() == ["mine-d2-f1000", "mine-d3-f1000", "mine-d2-f2000", "mine-d3-f2000"]
     run("mine", "--vary", "target-flops=1e3,2e3", "--vary", "depth=2,3,4")
-    assert called()[4:] == ["mine-f1e3-d4", "mine-f2e3-d4"]
+    assert called()[4:] == ["mine-d4-f1000", "mine-d4-f2000"]
     run("mine", "--vary", "target-flops=4e3", "--vary", "depth=2")
     found = entries("mine")
     assert len(found) == 7 and all(entry["status"] == "done" for entry in found.values())
-    assert found["mine-f2e3-d4"]["result"]["budget"] == 2000 and found["mine-f2e3-d4"]["result"]["depth"] == 4
-    assert "mine-f4e3-d2" in capsys.readouterr().out
+    assert found["mine-d4-f2000"]["result"]["budget"] == 2000 and found["mine-d4-f2000"]["result"]["depth"] == 4
+    assert "mine-d2-f4000" in capsys.readouterr().out
 
 
 def test_seeds_are_the_slowest_and_flags_reach_the_training(trainer):
     run("pairs", "--vary", "fp8=on,off", "--seeds", "2", "--", "--depth=3")
     assert called() == ["pairs-s1-fp8on", "pairs-s1-fp8off", "pairs-s2-fp8on", "pairs-s2-fp8off"]
+    run("two", "--vary", "matrix-lr=0.10", "--vary", "depth=2")
+    run("two", "--vary", "depth=2", "--vary", "matrix-lr=1e-1")  # the same run
+    assert called()[4:] == ["two-d2-matrix-lr0.1"]
     on, off = (entries("pairs")[tag]["flags"] for tag in called()[:2])
     assert "--fp8" in on and "--depth=3" in on and "--seed=1" in on and "--resume" in on
     assert not any("fp8" in flag for flag in off if not flag.startswith("--model-tag"))
@@ -200,6 +203,8 @@ def test_dropped_models_leave_their_numbers(trainer):
         (["depth=2,2"], [], "each of its values are given once"),
         (["target-flops=1e18,1000000000000000000"], [], "each of its values are given once"),
         (["depth"], [], "expected a flag"),
+        (["depth=2 3"], [], "expected a flag"),
+        (["in-order=true,false"], [], "on and off"),
         (["depth=2", "depth=3"], [], "given once"),
         (["bundle=a/b,ab"], [], "the same name"),
         (["model-tag=x,y"], [], "set by the sweep"),
@@ -217,7 +222,7 @@ def test_a_sweep_that_makes_no_sense_is_refused(axes, fixed, said):
 
 
 def test_flags_that_base_train_does_not_take_end_the_sweep_before_any_run(base_dir, capfd):
-    for wrong in ("--wrong=1", "--depth=twelve", "--head-dim=0"):
+    for wrong in ("--wrong=1", "--depth=twelve", "--head-dim=0", "--dept=3"):
         runs = sweep.plan_runs("mine", {"seed": ["1", "2"]}, [wrong])
         with pytest.raises(SystemExit, match="does not take these flags"):
             sweep.Driver("mine", runs).run()
@@ -245,6 +250,9 @@ def test_dry_run_prints_the_commands(base_dir, capsys):
         "python -m torch.distributed.run --standalone --nproc_per_node=8 -m scripts.base_train -- "
         "--resume --save-minutes=5 --keep=1 --fp8 --depth=2 --model-tag=mine-d2"
     )
+    with pytest.raises(SystemExit):
+        script.parse_args(["mine", "--vary", "depth=2", "--fp8"])
+    assert "--fp8: flags of base_train come last, after --" in capsys.readouterr().err
     assert not base_dir.exists()
 
 
@@ -327,20 +335,24 @@ def test_fit_and_series_of_a_sweep(trainer, capsys):
     found = json.loads((folder / "fit.json").read_text())
     assert found["predictions"][0]["budget"] == pytest.approx(1e6)
     assert found["laws"]["params"]["exponent"]["value"] == pytest.approx(0.5, abs=0.01)
-    assert "Best at" in said and f"{found['ratio']['value']:.1f} tokens per parameter" in said
+    assert "Best at" in said and f"{found['ratio']['value']:.3g} tokens per parameter" in said
     page = (folder / "fit.html").read_text()
     assert page.count('class="chart"') == 4 and "src=" not in page and "<script" not in page
     assert (folder / "fit.png").read_bytes().startswith(b"\x89PNG") and (folder / "fit.md").exists()
-    scaling.main(scaling.parse_args(["fit", *(f"mine-f1e3-d{d}" for d in (10, 20, 30, 40)), "--params", "total"]))
-    assert "the best size at 1 of 1 budgets" in capsys.readouterr().out.lower()
+    scaling.main(scaling.parse_args(["fit", *(f"mine-d{d}-f1000" for d in (10, 20, 30, 40)), "--params", "total"]))
+    assert "The best size was found at 1 of 1 budgets" in capsys.readouterr().out
+    scaling.main(scaling.parse_args(["fit", *(f"mine-d{d}-f1000" for d in (20, 30, 40))]))  # not run round
+    assert "found at 0 of 1 budgets" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="several runs of one depth"):
+        scaling.main(scaling.parse_args(["series", "mine"]))
 
     run("series", "--vary", "depth=2,4,6,8,12")
     capsys.readouterr()
     scaling.main(scaling.parse_args(["series", "series", "--out", str(folder / "elsewhere")]))
     said = capsys.readouterr().out
     assert "5 runs, depth 2 to 12" in said and (folder / "elsewhere" / "series.png").exists()
-    with pytest.raises(SystemExit, match="mine-f1e3-d10 and .* are the same run twice"):
-        shutil.copytree(paths.results_dir("mine-f1e3-d10"), paths.results_dir("copy"))
+    with pytest.raises(SystemExit, match="mine-d10-f1000 and .* are the same run twice"):
+        shutil.copytree(paths.results_dir("mine-d10-f1000"), paths.results_dir("copy"))
         scaling.main(scaling.parse_args(["fit", "mine", "copy"]))
 
 
@@ -349,7 +361,7 @@ def test_unfinished_runs_are_named(trainer, capsys):
     with pytest.raises(SystemExit):
         run("mine", "--vary", "target-flops=4e3", "--vary", "depth=10,20,30,60,40")
     scaling.main(scaling.parse_args(["fit", "mine"]))
-    assert "mine: 4 of 5 runs are done; left out: mine-f4e3-d40" in capsys.readouterr().out
+    assert "mine: 4 of 5 runs are done; left out: mine-d40-f4000" in capsys.readouterr().out
 
 
 def test_a_goal_out_of_sight_is_not_made_up():
@@ -381,7 +393,9 @@ def test_every_number_of_the_page_stands_in_the_json(trainer):
 
 
 def test_nothing_to_fit_is_told(trainer, base_dir):
-    with pytest.raises(SystemExit, match="no finished run or sweep 'mine'; there are: none"):
+    with pytest.raises(
+        SystemExit, match="no finished run or sweep 'mine'; there are the runs .none., and the sweeps .none."
+    ):
         scaling.main(scaling.parse_args(["fit", "mine"]))
     run("mine", "--vary", "depth=2,3")
     with pytest.raises(SystemExit, match="train with --target-flops and --eval-every"):
