@@ -96,11 +96,17 @@ def find_resume(source: str, tag: str, newest: bool, step: int, runtime: Runtime
     return chosen
 
 
-def set_aside(folder: Path, runtime: Runtime, after: int = -1) -> None:
-    """Make room for a run: no other process may train this model meanwhile; checkpoints later than step `after` (-1:
-    all) move to a folder beside, so that nobody resumes from them by mistake and nothing is lost."""
-    if taken := runtime.gather(claim(folder) if runtime.is_main else None)[0]:
-        raise CheckpointError(taken)
+def set_aside(folder: Path, runtime: Runtime, after: int = -1):
+    """Make room for a run: no other process may train this model while what is returned lives; checkpoints later than
+    step `after` (-1: all) move to a folder beside, so that nobody resumes from them by mistake and nothing is lost."""
+    lock = error = None
+    if runtime.is_main:
+        try:
+            lock = claim(folder)
+        except CheckpointError as taken:
+            error = taken
+    if error := runtime.gather(error)[0]:
+        raise error
     later = [step for step in list_steps(folder) if step > after]
     if runtime.is_main and later:
         moment = time.strftime("%Y%m%d-%H%M%S")
@@ -115,6 +121,7 @@ def set_aside(folder: Path, runtime: Runtime, after: int = -1) -> None:
         what = "an older model has" if after == -1 else f"steps {', '.join(map(str, later))} were made with"
         runtime.print(f"{what} the tag {folder.name}: moved to {aside}")
     runtime.barrier()
+    return lock
 
 
 def lock_file(folder: Path) -> Path:
@@ -122,30 +129,34 @@ def lock_file(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.lock")
 
 
-def claim(folder: Path) -> str | None:
-    """Take a model for this process until it ends, in whatever way; or say who has it. A lock of the system, which
-    goes with the process: nothing is left behind by a kill."""
+def claim(folder: Path):
+    """Take a model for this process, as long as the file that is returned is open. A lock of the system, which goes
+    with the process: nothing is left behind by a kill. Raises CheckpointError where another process has it."""
     path, here = lock_file(folder), platform.node()
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)  # never closed: that would give the lock back
+    lock = open(path, "a+")
     deadline = time.monotonic() + SECONDS_TO_END
-    while not locked(descriptor):
-        host, _, pid = os.pread(descriptor, 200, 0).decode(errors="replace").partition(" ")
+    while not locked(lock):
+        lock.seek(0)
+        host, _, pid = lock.read().partition(" ")
         if time.monotonic() > deadline and host == here:
-            return f"process {pid} is training {folder.name} already: wait for it, stop it, or take another --model-tag"
+            raise CheckpointError(
+                f"process {pid} is training {folder.name} already: wait for it, stop it, or take another --model-tag"
+            )
         if time.monotonic() > deadline:  # on some network file systems the lock of a dead node lives on
             print(f"{host} was training {folder.name} and is taken for dead; if it is not, stop it now", flush=True)
-            return None
+            return lock
         time.sleep(0.2)
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{here} {os.getpid()}".encode(), 0)
-    return None
+    lock.truncate(0)
+    lock.write(f"{here} {os.getpid()}")
+    lock.flush()
+    return lock
 
 
-def locked(descriptor: int) -> bool:
+def locked(file) -> bool:
     """Whether this process now has the lock of an open file; where the file system has no locks, too."""
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
             return False

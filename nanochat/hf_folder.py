@@ -68,7 +68,8 @@ def export(
             (partial / name).write_text(text, encoding="utf-8")
         save_file(weights, partial / saver.MODEL, metadata={"format": "pt"})
         (partial / saver.MODEL).chmod(0o644)  # safetensors gives it to its owner alone
-        _put_in_place(partial, folder)
+        _to_disk(partial)
+        paths.put_in_place(partial, folder)
     except saver.WRITE_ERRORS as error:
         raise FolderError(f"{folder} could not be written ({error}): make room, or choose another folder") from error
     finally:  # whatever happened, an interrupt too
@@ -90,19 +91,14 @@ def _check_target(folder: Path, force: bool) -> None:
             raise FolderError(f"--force replaces exports only ({error}); name another folder") from error
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
-    for path in (*partial.iterdir(), partial):  # onto the disk before the name says that it is complete
+def _to_disk(folder: Path) -> None:
+    """Its files and their names, before its own name says that it is complete."""
+    for path in (*folder.iterdir(), folder):
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _texts(meta: dict, config: GPTConfig, tokenizer: Tokenizer, parameters: int) -> dict[str, str]:
@@ -272,9 +268,9 @@ def import_folder(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         saver.write(partial, {saver.MODEL: weights}, meta, sum(tensor.nbytes for tensor in weights.values()))
-        checkpoint.set_aside(home, runtime)
-        home.mkdir(exist_ok=True)
-        partial.rename(target)
+        with checkpoint.set_aside(home, runtime):
+            home.mkdir(exist_ok=True)
+            partial.rename(target)
     except saver.WRITE_ERRORS as error:
         raise FolderError(f"{target} could not be written ({error}): make room there") from error
     finally:

@@ -4,6 +4,7 @@ its folder."""
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 from datetime import datetime, timezone
@@ -96,6 +97,17 @@ def write_json(path: Path, value) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+
+
+def put_in_place(partial: Path, folder: Path) -> None:
+    """A folder that is complete gets its name; one that had it goes away only then. Killed between the two, the old one
+    is left beside as .NAME.old until the next is in place."""
+    old = folder.with_name(f".{folder.name}.old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def command_line() -> str:

@@ -134,7 +134,8 @@ def import_run(
         try:
             _write_checkpoint(checkpoint, config, partial, meta)
             _keep_tokenizer(tokenizer, tokenizer_name)
-            written.append(_put_in_place(partial, step_folder(folder, checkpoint.step)))
+            written.append(step_folder(folder, checkpoint.step))
+            paths.put_in_place(partial, written[-1])
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return written
@@ -168,17 +169,6 @@ def _keep_tokenizer(tokenizer: Tokenizer, name: str) -> None:
         path.rename(old)
         print(f"another tokenizer had the name {name}: it is in {old} now", flush=True)
     tokenizer.save(path.parent)
-
-
-def _put_in_place(partial: Path, folder: Path) -> Path:
-    """The complete folder gets its name; one that had it goes away only then."""
-    old = folder.with_name(f".{folder.name}.old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def _write_checkpoint(checkpoint: PublicCheckpoint, config: GPTConfig, partial: Path, meta: dict) -> None:

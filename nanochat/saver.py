@@ -58,8 +58,8 @@ def check_flags(parser, args) -> None:
 class Saver:
     """Saves one run, step after step, under `folder` (paths.checkpoint_dir(stage, tag)).
 
-    saved: the step that is on disk already, when the run goes on from one. log: a file to flush with every save. All
-    ranks make the same calls.
+    saved: the step that is on disk already, when the run goes on from one. log: a file to flush with every save. lock:
+    what keeps other processes from the folder (checkpoint.set_aside), held with this. All ranks make the same calls.
     """
 
     def __init__(
@@ -73,9 +73,10 @@ class Saver:
         minutes: float = -1,
         keep: int = -1,
         log: Path | None = None,
+        lock=None,
     ):
         self.folder, self.model, self.optimizer, self.runtime = folder, model, optimizer, runtime
-        self.every, self.minutes, self.keep, self.log = every, minutes, keep, log
+        self.every, self.minutes, self.keep, self.log, self.lock = every, minutes, keep, log, lock
         self.asked = saved  # the step that was last saved or is being saved
         self.failed = False
         self.time_is_up = False

@@ -4,6 +4,7 @@ What is done is read from the JSON that each run leaves, results/<tag>/base_trai
 sweeps/<name>/sweep.json, with a digest of each run. Nothing reads a log.
 """
 
+import argparse
 import fcntl
 import hashlib
 import itertools
@@ -49,6 +50,17 @@ class Run:
     tag: str
     choice: dict[str, str]
     flags: list[str]
+
+
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """What stands before --; what comes after it are flags of base_train, in args.flags."""
+    argv = sys.argv[1:] if argv is None else argv
+    own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    args, unknown = parser.parse_known_args(own)
+    if unknown:
+        parser.error(f"{' '.join(unknown)}: flags of base_train come last, after --")
+    args.flags = flags
+    return args
 
 
 def parse_axes(texts: list[str]) -> dict[str, list[str]]:

@@ -133,12 +133,12 @@ def pretrain(args, machine):
         fp8.enable_where_possible(model, machine)
     bundle = core_bundle(args.bundle, machine) if args.core_metric_every > 0 else None
     last_step = progress.last_step(num_iterations, args.stop_after)
-    checkpoint.set_aside(folder, machine, after=resume_step)
+    lock = checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, compiles)
     names = ("base_train", args.model_tag, machine, args.run, vars(args), "nanochat")
     sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"), spent=progress.elapsed)
     when = (args.save_every, args.save_minutes, args.keep)
-    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file)
+    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file, lock)
 
     def set_rates(step):
         multiplier = schedules.learning_rate(

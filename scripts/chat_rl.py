@@ -127,11 +127,11 @@ def practise(args, machine):
         f"attention {model.attention_backend}" + (f"; going on at step {first_step}" if resumed else "")
     )
     last_step = progress.last_step(num_iterations, args.stop_after)
-    checkpoint.set_aside(folder, machine, after=resume_step)
+    lock = checkpoint.set_aside(folder, machine, after=resume_step)
     names = ("chat_rl", tag, machine, args.run, vars(args), "nanochat-rl")
     sink = results.Results(*names, resume_step, wandb_id=meta.get("wandb_id"), beside="answers", spent=progress.elapsed)
     when = (args.save_every, args.save_minutes, args.keep)
-    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file)
+    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file, lock)
     told = {}  # of the step at hand
 
     def steps():

@@ -131,12 +131,12 @@ def teach(args, machine):
         + (f"; going on at step {first_step}" if resumed else "")
     )
     last_step = progress.last_step(num_iterations, args.stop_after)
-    checkpoint.set_aside(folder, machine, after=resume_step)
+    lock = checkpoint.set_aside(folder, machine, after=resume_step)
     train_model = compiled(model, compiles)
     names = ("chat_sft", tag, machine, args.run, vars(args), "nanochat-sft")
     sink = results.Results(*names, resume_step, progress.measured_at, meta.get("wandb_id"), spent=progress.elapsed)
     when = (args.save_every, args.save_minutes, args.keep)
-    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file)
+    keeper = saver.Saver(folder, model, optimizer, machine, resume_step, *when, sink.log_file, lock)
 
     def set_rates(step):
         multiplier = schedules.learning_rate_by_progress(

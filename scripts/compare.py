@@ -9,7 +9,6 @@ bash runs/quick.sh before and after it (NAME=before SEEDS=3, NAME=after SEEDS=3)
 """
 
 import argparse
-import sys
 
 import torch
 
@@ -34,15 +33,10 @@ def parse_args(argv=None):
     add("--seeds", type=int, help="with --set: how many pairs (3)")
     add("--nproc", type=int, help="processes under torchrun (default: by the number of GPUs; 1: without torchrun)")
     add("--out", help="folder for the results (default: sweeps/NAME in the base folder)")
-    argv = sys.argv[1:] if argv is None else argv
-    own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    args, unknown = parser.parse_known_args(own)
-    if unknown:
-        parser.error(f"{' '.join(unknown)}: flags of base_train come last, after --")
-    args.flags = flags
+    args = sweep.parse(parser, argv)
     if args.set and len(args.names) != 1:
         parser.error(f"--set makes runs under one name, got {' '.join(args.names)}")
-    if not args.set and (flags or args.seeds or args.nproc):
+    if not args.set and (args.flags or args.seeds or args.nproc):
         parser.error("--seeds, --nproc and flags of base_train go with --set FLAG=V1,V2")
     args.seeds = 3 if args.seeds is None else args.seeds
     if args.seeds < 1 or (args.nproc is not None and args.nproc < 1):

@@ -30,12 +30,7 @@ def parse_args(argv=None):
     add("--drop-models", action="store_true", help="delete the checkpoints of a run once its numbers are in")
     add("--then", choices=("fit", "series"), help="in the end, what scripts.scaling makes of it")
     add("--dry-run", action="store_true", help="print the commands")
-    argv = sys.argv[1:] if argv is None else argv
-    own, flags = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
-    args, unknown = parser.parse_known_args(own)
-    if unknown:
-        parser.error(f"{' '.join(unknown)}: flags of base_train come last, after --")
-    args.flags = flags
+    args = sweep.parse(parser, argv)
     if not args.vary and args.seeds < 2:
         parser.error("nothing varies: give --vary FLAG=V1,V2, or --seeds 3")
     if args.seeds < 1 or (args.nproc is not None and args.nproc < 1):

@@ -352,7 +352,7 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from nanochat import checkpoint
-assert checkpoint.claim(Path(sys.argv[1])) is None
+lock = checkpoint.claim(Path(sys.argv[1]))
 print("mine", flush=True)
 time.sleep(60)
 """
