@@ -63,7 +63,8 @@ def trained(tag: str, name: str, found: dict, log: list[dict]) -> Trained:
     warm = [line["train/dt"] for line in log if "train/dt" in line and line["step"] >= WARM]
     tokens = found["plan"]["total_batch_size"]
     a_step = {"steps": 1, "tokens": tokens, "flops": tokens * found["plan"]["flops_per_token"]}
-    flags = found["config"] | {"shards": found.get("shards"), "vocabulary": found.get("vocabulary")}
+    vocabulary = (found.get("vocabulary") or "")[:8]  # the beginning of a fingerprint
+    flags = found["config"] | {"shards": found.get("shards"), "vocabulary": vocabulary}
     curve = sorted(measured.items())
     pace = median(warm) if warm else None
     return Trained(tag, name, found["config"]["seed"], flags, found.get("environment", {}), curve, pace, a_step)
