@@ -7,14 +7,14 @@ import argparse
 import statistics
 
 from nanochat import results, sweep
-from nanochat.core_references import GPT2_CORE, GPT2_TASKS
-from nanochat.pairs import BESIDE, WARM
+from nanochat.core_references import GPT2_CORE, GPT2_TASKS, PUBLISHED_BUNDLE
+from nanochat.pairs import BESIDE
+from nanochat.progress import WARM_STEPS
 from nanochat.results import duration
 
 GRADE = GPT2_CORE["GPT-2 1.6B"]
 DEVIATION = 0.005  # of CORE between seeds
 RUNS = 3  # or one, two deviations above
-PUBLISHED_BUNDLE = "eval_bundle"
 
 
 def entry(tag: str) -> dict:
@@ -48,7 +48,7 @@ def seconds_of(trained: dict) -> float:
     final = trained["final"]
     if not final["tok_per_sec"]:
         raise ValueError(f"{trained['tag']} has too few steps to be timed")
-    tokens = (final["step"] - WARM) * trained["plan"]["total_batch_size"]
+    tokens = (final["step"] - WARM_STEPS) * trained["plan"]["total_batch_size"]
     return tokens / final["tok_per_sec"] / (1 - final["data_wait"])
 
 

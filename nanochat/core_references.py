@@ -1,6 +1,7 @@
 """CORE of the GPT-2 family under our definition: all 22 tasks whole, baselines of the old edition. From the tables that
 are published with the bundle."""
 
+PUBLISHED_BUNDLE = "eval_bundle"
 GPT2_CORE = {"GPT-2 124M": 0.1139, "GPT-2 355M": 0.1849, "GPT-2 774M": 0.2146, "GPT-2 1.6B": 0.256525}
 
 # Centered accuracy, in the order of the models above.

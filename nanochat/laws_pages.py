@@ -154,19 +154,15 @@ def series_page(name: str, found: dict) -> tuple[Page, list[Panel]]:
         legend.append(("c3", (f"{curve['floor']:.3f} + {curve['A']:.3g} FLOPs^-{curve['alpha']:.3f}",)))
     panels = [Panel("Bits per byte", lines, x_axis, Axis("bits per byte", tick), legend)]
     tested = [run for run in runs if run["core"] is not None]
+    beside = GPT2_CORE if found["published"] else {}
     if len(tested) > 1:
-        panels.append(core_panel("CORE by FLOPs", tested, "flops", x_axis, found["core_by_log_flops"], math.log10))
         by_bpb = sorted(tested, key=lambda run: run["val_bpb"])
-        panels.append(
-            core_panel(
-                "CORE by bits per byte",
-                by_bpb,
-                "val_bpb",
-                Axis("bits per byte", tick, zero=False),
-                found["core_by_bpb"],
-                float,
-            )
-        )
+        bpb_axis = Axis("bits per byte", tick, zero=False)
+        for title, *how in (
+            ("CORE by FLOPs", tested, "flops", x_axis, found["core_by_log_flops"], math.log10),
+            ("CORE by bits per byte", by_bpb, "val_bpb", bpb_axis, found["core_by_bpb"], float),
+        ):
+            panels.append(core_panel(title, *how, beside))
     rows = []
     for i, run in enumerate(runs):
         shown = (("depth", number), ("total_params", short), ("tokens", short), ("flops", flops),
@@ -210,7 +206,8 @@ def drawn_on(i: int, one: dict) -> Paragraph:
     return Paragraph((f"{what} at {flops(one['at'])} FLOPs: ", told("value", number), f"{between}."))
 
 
-def core_panel(title: str, runs: list[dict], key: str, x_axis: Axis, fitted: dict | None, place) -> Panel:
+def core_panel(title: str, runs: list[dict], key: str, x_axis: Axis, fitted: dict | None, place, beside: dict) -> Panel:
+    """place: of a value of key where the line is straight. beside: model -> CORE, of those to compare with."""
     xs = [run[key] for run in runs]
     lines = [Line("runs", xs, [run["core"] for run in runs], "c1", source("series", "runs", "core"), joined=False)]
     legend: list = [("c1", ("a run of each depth",))]
@@ -219,7 +216,7 @@ def core_panel(title: str, runs: list[dict], key: str, x_axis: Axis, fitted: dic
         ys = [fitted["slope"] * place(float(x)) + fitted["height"] for x in line]
         lines.append(Line("fitted", [*map(float, line)], ys, "c3", source("series", "core"), fitted=True))
         legend.append(("c3", (f"straight line, R² {fitted['r2']:.3f}",)))
-    for colour, (name, core) in zip(("c4", "c5", "c2", "c6"), GPT2_CORE.items(), strict=True):
+    for colour, (name, core) in zip(("c4", "c5", "c2", "c6"), beside.items(), strict=False):
         if min(run["core"] for run in runs) - 0.05 < core < max(run["core"] for run in runs) + 0.05:
             lines.append(Line(name, [xs[0], xs[-1]], [core, core], colour, "core_references", fitted=True))
             legend.append((colour, (f"{name}: {core:.4f}",)))

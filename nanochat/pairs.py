@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from nanochat.laws import t_975
+from nanochat.progress import WARM_STEPS
 
 # flags of base_train that change nothing of what is learned
 BESIDE = (
@@ -18,7 +19,6 @@ BESIDE = (
 )  # fmt: skip
 VALIDATED_BY = ("corpus", "eval_tokens")  # other text, or less of it: bits that do not compare
 ALONG = ("steps", "tokens", "flops", "time")
-WARM = 10  # steps that say nothing of the speed
 GAP = 0.2  # share of the way between two measurements, above which nothing is read from between them
 
 
@@ -60,7 +60,7 @@ def trained(tag: str, name: str, found: dict, log: list[dict]) -> Trained:
     if len(measured) < 2 or max(measured) < found["final"]["step"]:
         reason = "train it with --eval-every" if log else "its base_train.jsonl is gone"
         raise ValueError(f"{tag} has no bits per byte of its end: {reason}")
-    warm = [line["train/dt"] for line in log if "train/dt" in line and line["step"] >= WARM]
+    warm = [line["train/dt"] for line in log if "train/dt" in line and line["step"] >= WARM_STEPS]
     tokens = found["plan"]["total_batch_size"]
     a_step = {"steps": 1, "tokens": tokens, "flops": tokens * found["plan"]["flops_per_token"]}
     vocabulary = (found.get("vocabulary") or "")[:8]  # the beginning of a fingerprint
@@ -154,7 +154,7 @@ def against(first: Arm, other: Arm) -> dict:
     for along in ALONG:
         units = units_of(along, first, other, found["pace"])
         if units is None:
-            found[f"equal_{along}"] = {"why_not": f"no step after the first {WARM} to take the time of"}
+            found[f"equal_{along}"] = {"why_not": f"no step after the first {WARM_STEPS} to take the time of"}
             continue
         ends = [min(a.steps * units[0], b.steps * units[1]) for a, b in pairs]
         values = [(a.at(end / units[0]), b.at(end / units[1])) for (a, b), end in zip(pairs, ends, strict=True)]

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 
 from nanochat.runtime import Runtime, peak_flops
 
+WARM_STEPS = 10  # steps that are not timed: compilation, cold caches
 LOSS_EMA = 0.9
 SCALE_DOUBLES_AFTER = 1000  # good steps in float16
 

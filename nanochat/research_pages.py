@@ -11,6 +11,7 @@ from nanochat.report_run import source
 from nanochat.terminal import aligned
 
 SMOOTH = 80  # points of a fitted curve
+# as ui/report.css has them in the light
 HEX = {"c1": "#3a6ea5", "c2": "#2a9d74", "c3": "#d9822b", "c4": "#8a8f98", "c5": "#8e5bb5", "c6": "#c0504d"}
 
 

@@ -212,6 +212,7 @@ def digest(found: dict) -> dict:
         "seed": config["seed"],
         "val_bpb": final["val_bpb"],
         "core": final["core_metric"],
+        "bundle": Path(config.get("bundle", "")).name,  # CORE by
         "training_seconds": final["total_training_time"],
         "seconds": found["seconds"],
     }

@@ -9,13 +9,12 @@ import torch
 from nanochat.compilation import times_compiled
 from nanochat.memory import DeviceBatch
 from nanochat.optim import MuonAdamW
-from nanochat.progress import Progress, loss_and_bpb
+from nanochat.progress import WARM_STEPS, Progress, loss_and_bpb
 from nanochat.results import LiveLine, Results, clock
 from nanochat.runtime import Runtime, StopSignals
 from nanochat.saver import Saver
 from nanochat.training_step import Outcome, optimizer_step
 
-WARM_STEPS = 10  # steps that are not timed: compilation, cold caches
 MAX_SKIPPED = 10  # steps in a row that --on-nan skip leaves out before it gives up
 
 

@@ -9,7 +9,7 @@ import math
 from types import SimpleNamespace
 
 from nanochat import laws, laws_pages, pairs, paths, research_pages, sweep
-from nanochat.core_references import GPT2_CORE
+from nanochat.core_references import GPT2_CORE, PUBLISHED_BUNDLE
 
 GPT2 = GPT2_CORE["GPT-2 1.6B"]
 PARAMS = {"scaling": "scaling_params", "total": "total_params"}
@@ -90,10 +90,14 @@ def series(name: str, runs: list[dict], notes: list[str], args):
         raise ValueError(f"--at needs four runs, {name} has {len(runs)}")
     tested = [run for run in runs if run["core"] is not None]
     core = [run["core"] for run in tested]
+    bundles = {run["bundle"] for run in tested}
+    if len(bundles) > 1:
+        raise ValueError(f"CORE by the bundles {', '.join(sorted(bundles))} does not compare: name the runs of one")
     found = {
         "sweep": name,
         "runs": runs,
         "notes": notes,
+        "published": bundles == {PUBLISHED_BUNDLE},  # CORE compares with GPT-2's
         "bpb": laws.with_floor([run["flops"] for run in runs], [run["val_bpb"] for run in runs]),
         "core_by_log_flops": laws.straight([math.log10(run["flops"]) for run in tested], core),
         "core_by_bpb": laws.straight([run["val_bpb"] for run in tested], core),
@@ -113,7 +117,7 @@ def predictions(found: dict, budgets: list[float]) -> list[dict]:
             told.append({"of": "core", "at": budget, **laws.predicted(line, math.log10(budget))})
     log_flops = [math.log10(run["flops"]) for run in runs]
     depth = laws.straight(log_flops, [math.log10(run["depth"]) for run in runs])
-    if line and depth:
+    if line and depth and found["published"]:
         reached = (GPT2 - line["height"]) / line["slope"] if line["slope"] > 0 else math.inf
         goal = {"of": "flops", "core": GPT2, "flops": None, "depth": None}
         if log_flops[0] - IN_SIGHT < reached < log_flops[-1] + IN_SIGHT:

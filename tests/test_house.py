@@ -149,7 +149,12 @@ def test_the_library_imports_neither_tasks_nor_scripts_and_nothing_imports_tests
 
 
 def test_no_script_or_task_imports_a_script():
-    """One asks others how they read their flags: scripts/rehearse.py, by importlib, and for nothing else."""
+    """One asks others how they read their flags: scripts/rehearse.py, by importlib, and for nothing else. The library
+    asks base_train the same once, in a process of its own: a sweep starts its trainings so, too."""
+    asking = [path for path in sources() if path.startswith("nanochat/") and "from scripts." in sources()[path]]
+    assert (
+        asking == ["nanochat/sweep.py"] and sources()[asking[0]].count("from scripts.base_train import parse_args") == 1
+    )
     by_name = [
         path for path in sources() if "importlib.import_module" in sources()[path] and path.startswith("scripts/")
     ]

@@ -369,9 +369,11 @@ def test_a_goal_out_of_sight_is_not_made_up():
 
     def goal(per_decade):
         line = laws.straight([2, 3, 4, 5], [0.1 + per_decade * d for d in (2, 3, 4, 5)])
-        return scaling.predictions({"core_by_log_flops": line, "bpb": None, "runs": runs}, [])[0]
+        return scaling.predictions({"core_by_log_flops": line, "bpb": None, "runs": runs, "published": True}, [])[0]
 
     assert goal(0.0001)["flops"] is None and goal(0.0)["flops"] is None and goal(-0.1)["flops"] is None
+    other_bundle = {"core_by_log_flops": laws.straight([2, 3, 4], [0, 0.1, 0.2]), "bpb": None, "runs": runs}
+    assert scaling.predictions(other_bundle | {"published": False}, []) == []  # its CORE is not GPT-2's
     assert goal(0.03)["flops"] == pytest.approx(10 ** ((GPT2_CORE["GPT-2 1.6B"] - 0.1) / 0.03))
 
 
